@@ -1,0 +1,182 @@
+"""What all likelihoods share."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pyro.distributions import Distribution
+from torch import Tensor, nn
+
+LOG_2PI = math.log(2.0 * math.pi)
+# E f(x) for x ~ N(m, s^2) is sum_i weight_i f(m + s node_i)
+_points, _mass = np.polynomial.hermite_e.hermegauss(32)
+_NODES, _WEIGHTS = torch.from_numpy(_points), torch.from_numpy(_mass / _mass.sum())
+
+
+def expect(fn: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Tensor:
+    """E fn(x) for x ~ N(mean, variance), elementwise, by 32-point Gauss-Hermite quadrature."""
+    nodes = _NODES.to(device=mean.device, dtype=mean.dtype)
+    weights = _WEIGHTS.to(device=mean.device, dtype=mean.dtype)
+    # The shift, below rounding error in the value, keeps the gradient of the root from blowing up near zero variance.
+    std = (variance + 0.1 * torch.finfo(variance.dtype).eps).sqrt()
+    return fn(mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes) @ weights
+
+
+def squeeze(output: Tensor) -> Tensor:
+    """[N, 1] -> [N]: one output has no event dimension."""
+    return output.squeeze(-1) if output.dim() == 2 and output.shape[-1] == 1 else output
+
+
+def total(values: Tensor) -> Tensor:
+    """[N, ...] -> [N]."""
+    return values.flatten(1).sum(-1) if values.dim() > 1 else values
+
+
+def dims(shape: torch.Size) -> str:
+    """A shape as messages show it: [8, 1]."""
+    return "[" + ", ".join(str(size) for size in shape) + "]"
+
+
+class Likelihood(nn.Module):
+    """Base class of likelihoods.
+
+    Attributes:
+        family: The Pyro distribution of one target.
+        task: `"regression"`, `"classification"` or `"counts"`.
+        standardizes_targets: Whether `fit` may standardize targets, and `rescale` undoes it.
+    """
+
+    family: ClassVar[type[Distribution]]
+    task: ClassVar[str]
+    standardizes_targets: ClassVar[bool] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments: `type(self)(**self.arguments())` with this state dict is this likelihood."""
+        return {}
+
+    def sites(self) -> dict[str, Distribution]:
+        """Priors of the likelihood's own latent sites, expanded to the sites' shapes."""
+        return {}
+
+    def conditional(self, output: Tensor, **sites: Tensor) -> dict[str, Tensor]:
+        """Parameters of `family` for every target, of equal rank, the examples first.
+
+        Args:
+            output: The network's output, [N, ...].
+            **sites: Values of the latent sites of `sites()`.
+        """
+        raise NotImplementedError
+
+    def distribution(self, output: Tensor, **sites: Tensor) -> Distribution:
+        """The distribution of the targets: batch shape [N], all else event.
+
+        Args:
+            output: The network's output, [N, ...].
+            **sites: Values of the latent sites of `sites()`.
+        """
+        targets: Any = self.family(**self.conditional(output, **sites))
+        return targets.to_event(len(targets.batch_shape) - 1)
+
+    def log_prob(self, output: Tensor, y: Tensor, **sites: Tensor) -> Tensor:
+        """Log density of targets, [N].
+
+        Args:
+            output: The network's output, [N, ...].
+            y: Targets as `prepare` returns them.
+            **sites: Values of the latent sites of `sites()`.
+        """
+        return self.distribution(output, **sites).log_prob(y)
+
+    def expected_log_prob(self, mean: Tensor, variance: Tensor, y: Tensor, **sites: Tensor) -> Tensor:
+        """Expectation of `log_prob` over independent Gaussian outputs, [N].
+
+        Args:
+            mean: Means of the network's outputs, [N, ...].
+            variance: Their variances, non-negative, of the same shape.
+            y: Targets as `prepare` returns them.
+            **sites: Values of the latent sites of `sites()`.
+        """
+        raise NotImplementedError
+
+    def rescale(self, parameters: dict[str, Tensor], loc: Tensor | float, scale: Tensor | float) -> dict[str, Tensor]:
+        """Undo the standardization of targets: the parameters for `y * scale + loc`.
+
+        Args:
+            parameters: As `conditional` returns them, with any leading dimensions.
+            loc: What was subtracted from targets: a number or [C].
+            scale: What they were divided by then: a number or [C], positive.
+
+        Raises:
+            ValueError: The targets of this likelihood cannot be standardized.
+        """
+        raise ValueError(f"{type(self).__name__} targets have no units to standardize: there is nothing to rescale.")
+
+    def prepare(self, y: Any) -> Tensor:
+        """Bring targets into this likelihood's dtype and shape.
+
+        Args:
+            y: Tensor or array, [N], [N, 1] or [N, C].
+
+        Returns:
+            [N] for one output ([N, 1] is squeezed), else [N, C].
+
+        Raises:
+            ValueError: These cannot be targets of this likelihood.
+        """
+        y = self._tensor(y)
+        if y.dim() not in (1, 2):
+            raise ValueError(f"{self._me} targets must have shape [N] or [N, C]; y has shape {dims(y.shape)}.")
+        return squeeze(y)
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        """Check that outputs of the network fit the targets.
+
+        Args:
+            output: The network's output for some examples.
+            y: The targets of the same examples, as `prepare` returns them. (To check all labels of a data set against
+                one output, repeat it: `output[:1].expand(len(y), *output.shape[1:])`.)
+
+        Raises:
+            ValueError: They do not fit; says what was given and what is needed.
+        """
+        needed = (*y.shape[:1], self.num_outputs(y))
+        if output.shape != needed:
+            raise ValueError(
+                f"{self._me} needs network outputs of shape {dims(torch.Size(needed))} for targets of shape "
+                f"{dims(y.shape)}; the network returns {dims(output.shape)}."
+            )
+
+    def num_outputs(self, y: Tensor) -> int:
+        """How many outputs a network needs for these targets.
+
+        Args:
+            y: Targets as `prepare` returns them.
+        """
+        return 1 if y.dim() == 1 else y.shape[1]
+
+    @property
+    def _me(self) -> str:
+        return f"A {type(self).__name__} likelihood"
+
+    def _tensor(self, y: Any) -> Tensor:
+        """Targets as a finite real tensor."""
+        try:
+            y = torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self._me} needs numeric targets; y is {type(y).__name__}: {error}") from None
+        if y.is_complex():
+            raise ValueError(f"{self._me} needs real targets; y has dtype {y.dtype}.")
+        if y.dim() == 0 or y.shape[0] == 0:
+            raise ValueError(f"{self._me} needs at least one target; y has shape {dims(y.shape)}.")
+        bad = ~torch.isfinite(y)
+        if bad.any():
+            first = bad.nonzero()[0].tolist()
+            raise ValueError(f"y holds {int(bad.sum())} values that are NaN or infinite, the first at index {first}.")
+        return y
+
+    def _integers(self, y: Tensor, what: str) -> None:
+        if y.is_floating_point() and bool((y != y.round()).any()):
+            example = y[y != y.round()].flatten()[0].item()
+            raise ValueError(f"{self._me} needs {what}; y holds {example:g}.")
