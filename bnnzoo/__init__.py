@@ -1,0 +1,37 @@
+"""bnnzoo: a zoo of Bayesian neural networks as Pyro programs.
+
+network            any `torch.nn.Module`
+BayesianNetwork    network + prior + likelihood: a Pyro model
+guides             families of approximate posteriors, built from the model
+objectives         what is minimized
+fit -> Posterior   samples, predicts, saves, exports to ArviZ
+"""
+
+from importlib.metadata import version
+
+from bnnzoo import data, evaluation, guides, likelihoods, models, objectives, priors
+from bnnzoo.mcmc import sample
+from bnnzoo.network import BayesianNetwork
+from bnnzoo.posterior import Posterior
+from bnnzoo.prediction import Prediction
+from bnnzoo.serialization import load
+from bnnzoo.training import fit
+
+__version__ = version("bnnzoo")
+
+__all__ = [
+    "BayesianNetwork",
+    "Posterior",
+    "Prediction",
+    "__version__",
+    "data",
+    "evaluation",
+    "fit",
+    "guides",
+    "likelihoods",
+    "load",
+    "models",
+    "objectives",
+    "priors",
+    "sample",
+]

@@ -1,0 +1,88 @@
+"""What a whole Pyro program needs to run under `torch.func.vmap`: chains, particles and draws are mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class Pair(nn.Module):
+    """A model and a guide as one module, for `torch.func.functional_call`: both see one set of parameters.
+
+    Calling it applies a function: `pair(fn, *args)` is `fn(model, guide, *args)`.
+    """
+
+    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.guide = guide
+
+    def forward(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`fn(model, guide, *args, **kwargs)`."""
+        return fn(self.model, self.guide, *args, **kwargs)
+
+
+#: torch's distributions draw with these in-place methods on fresh tensors and use what they return.
+_DRAWS: dict[Callable, Callable[..., Tensor]] = {
+    Tensor.normal_: lambda x, mean=0.0, std=1.0, **_: torch.randn_like(x) * std + mean,
+    Tensor.uniform_: lambda x, low=0.0, high=1.0, **_: torch.rand_like(x) * (high - low) + low,
+    Tensor.exponential_: lambda x, rate=1.0, **_: -torch.log1p(-torch.rand_like(x)) / rate,
+    Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: (
+        median + sigma * torch.tan(torch.pi * (torch.rand_like(x) - 0.5))
+    ),
+    Tensor.bernoulli_: lambda x, p=0.5, **_: (torch.rand_like(x) < p).to(x.dtype),
+}
+
+
+class OutOfPlaceDraws(TorchFunctionMode):
+    """Answers the in-place random methods of tensors out of place: vmap refuses them on tensors that are not mapped."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Draw out of place, or pass on."""
+        return _DRAWS.get(func, func)(*args, **(kwargs or {}))
+
+
+def vectorize(fn: Callable, in_dims: Any = 0, randomness: str = "different") -> Callable:
+    """`torch.func.vmap` for functions that run Pyro programs; each mapped call draws its own random numbers."""
+    mapped = torch.func.vmap(fn, in_dims=in_dims, randomness=randomness)
+
+    def call(*args: Any) -> Any:
+        with OutOfPlaceDraws():
+            return mapped(*args)
+
+    return call
+
+
+@contextmanager
+def pyro_settings(*modules: nn.Module) -> Iterator[None]:
+    """Run Pyro programs with parameters local to their modules and without validation, which calls `.item()`.
+
+    Args:
+        modules: The programs. PyroModules that were built while parameters were global get a local state.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+                part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
+        yield
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's generators inside, and leave them as they were. None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,119 @@
+"""What the guides share."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from bnnzoo.network import BayesianNetwork, unique_name
+from bnnzoo.weights import Layout
+
+
+class Guide(PyroModule):
+    """A Pyro guide over all sites of a `BayesianNetwork`; parameters are flat, sites are views.
+
+    A subclass implements `reset_parameters` and `distributions`, for one chain and one particle.
+
+    Args:
+        bnn: The model; its network's values are where the guide starts.
+
+    Attributes:
+        has_density: Whether the guide has a density over the sites (a point does not).
+        layout: Order of all sites in the guide's flat parameters.
+    """
+
+    has_density: ClassVar[bool] = True
+
+    def __init__(self, bnn: BayesianNetwork) -> None:
+        if not isinstance(bnn, BayesianNetwork):
+            raise TypeError(f"{type(self).__name__} is built from a BayesianNetwork, not from {type(bnn).__name__}")
+        with pyro.settings.context(module_local_params=True):
+            super().__init__(name=unique_name(type(self).__name__))
+        self._model = (bnn,)  # in a tuple: the model is not a part of the guide
+        shapes = {name: shape for block in bnn.blocks for name, shape in _shapes(block.layout)}
+        shapes |= {name: prior.shape() for name, prior in bnn.likelihood.sites().items()}
+        self.layout = Layout({name: torch.Size(shape) for name, shape in shapes.items()})
+        self._blocks = [block.layout for block in bnn.blocks]
+        self._others = [Layout({name: prior.shape()}) for name, prior in bnn.likelihood.sites().items()]
+
+    @property
+    def model(self) -> BayesianNetwork:
+        """The model that the guide was built from."""
+        return self._model[0]
+
+    def reset_parameters(self) -> None:
+        """Set the parameters to where training starts, from the model's initial values."""
+        raise NotImplementedError
+
+    def distributions(self) -> dict[str, dist.Distribution]:
+        """The distribution of each site."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The Pyro guide; takes the model's arguments and returns a value for each site."""
+        return {name: pyro.sample(name, q) for name, q in self.distributions().items()}
+
+    def initial_loc(self) -> Tensor:
+        """The model's initial values in unconstrained space, flat [layout.size]; likelihood sites at their prior mean.
+
+        A prior without a finite mean starts at 1 in its constrained space.
+        """
+        values = dict(self.model.initial_values())
+        for name, prior in self.model.likelihood.sites().items():
+            mean = prior.mean.detach()
+            mean = torch.where(mean.isfinite(), mean, torch.ones_like(mean)).expand(prior.shape())
+            values[name] = biject_to(prior.support).inv(mean)
+        return self.layout.join(values)
+
+    def split_blocks(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Cut a flat vector [layout.size] into the weights' blocks, and the likelihood's sites, one each."""
+        if len(self._blocks) == 1 and not self._others:
+            return [flat], []
+        parts = flat.split([layout.size for layout in [*self._blocks, *self._others]])
+        return list(parts[: len(self._blocks)]), list(parts[len(self._blocks) :])
+
+
+def _shapes(layout: Layout) -> list[tuple[str, torch.Size]]:
+    return list(zip(layout.names, layout.shapes, strict=True))
+
+
+def resolve_per_site(rule: Any, names: list[str], network: nn.Module, allowed: tuple[Any, ...], what: str) -> list[Any]:
+    """One choice a site, from one for all or a dict of glob patterns on names or module types.
+
+    Args:
+        rule: A choice, or a dict from glob pattern or module type to a choice; the first key that matches decides.
+        names: Site names.
+        network: Where the sites' modules are looked up.
+        allowed: What may be chosen.
+        what: Name of the option, for messages.
+
+    Raises:
+        ValueError: If a choice is not allowed, a key matches nothing, or a site is matched by no key.
+    """
+    rules = dict(rule) if isinstance(rule, dict) else {"*": rule}
+    for choice in rules.values():
+        if choice not in allowed:
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, not {choice!r}")
+
+    def matches(key: Any, name: str) -> bool:
+        if isinstance(key, str):
+            return fnmatchcase(name, key)
+        return isinstance(network.get_submodule(name.rpartition(".")[0]), key)
+
+    unused = [key for key in rules if not any(matches(key, name) for name in names)]
+    if unused and names:
+        raise ValueError(f"{what} names {unused[0]!r}, which matches no random weight; they are {', '.join(names)}")
+    choices = []
+    for name in names:
+        found = [choice for key, choice in rules.items() if matches(key, name)]
+        if not found:
+            raise ValueError(f"{what} says nothing of {name!r}: add a '*' for the rest")
+        choices.append(found[0])
+    return choices

@@ -1,0 +1,350 @@
+"""`Posterior`: a fitted guide that samples, predicts, saves and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bnnzoo._vectorize import Pair, pyro_settings, seeded, vectorize
+from bnnzoo.guides import Empirical, Guide
+from bnnzoo.network import BayesianNetwork
+from bnnzoo.objectives import Sites, log_prob
+from bnnzoo.prediction import Prediction, Summary, summarize
+
+if TYPE_CHECKING:
+    from bnnzoo.data import Standardization
+
+#: Elements of weights that are drawn together. Fixed, so that draws do not depend on how much memory may be used.
+_DRAWN_TOGETHER = 2**22
+#: Elements that a forward pass of several draws works on at once, where memory allows more.
+_WORKING_SET = 2**26
+
+
+class Posterior:
+    """A fitted guide, of one or several chains; self-contained.
+
+    Made by `fit`, `sample` and `load`.
+
+    Args:
+        pair: Model and guide.
+        parameters: Their trained parameters, stacked, [chain, ...].
+        buffers: Their buffers, stacked, [chain, ...].
+        standardization: What `fit` did to the data, undone in predictions; None if nothing.
+        history: Training curves, [chain, epoch].
+        info: How the posterior came about: numbers, strings, lists and dicts.
+
+    Attributes:
+        history: `{"loss": [chain, epoch], ...}`; the loss is the objective, summed over the data set.
+        info: Settings and what happened.
+        standardization: See above. Weights, and a noise scale, live in standardized space; predictions do not.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        *,
+        standardization: Standardization | None = None,
+        history: dict[str, np.ndarray] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self._pair = pair
+        self._parameters = parameters
+        self._buffers = buffers
+        self.standardization = standardization
+        self.history = history or {}
+        self.info = info or {}
+
+    @property
+    def bnn(self) -> BayesianNetwork:
+        """The model."""
+        return self._pair.model  # type: ignore[return-value]
+
+    @property
+    def guide(self) -> nn.Module:
+        """The guide; its parameters are those of no particular chain, unless there is one only."""
+        return self._pair.guide
+
+    @property
+    def chains(self) -> int:
+        """Number of chains."""
+        return len(next(iter((self._parameters or self._buffers).values())))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter((self._parameters or self._buffers).values())).device
+
+    def __repr__(self) -> str:
+        network = type(self.bnn.network).__name__
+        return f"Posterior({type(self.guide).__name__} of {network}, {self.chains} chains, {self._size()} weights)"
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the chains' parameters and buffers, [chain, ...]."""
+        return (
+            {name: value.detach().clone() for name, value in self._parameters.items()},
+            {name: value.detach().clone() for name, value in self._buffers.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """Move the posterior to a device, in place."""
+        self._pair.to(device)
+        self._parameters = {name: value.to(device) for name, value in self._parameters.items()}
+        self._buffers = {name: value.to(device) for name, value in self._buffers.items()}
+        return self
+
+    def fit(self, data: Any, **settings: Any) -> Posterior:
+        """Go on training from here on data in the same units; arguments as of `bnnzoo.fit`, chains as they are.
+
+        The data are standardized as they were in the first fit.
+        """
+        from bnnzoo.training import resume
+
+        return resume(self, data, **settings)
+
+    def sample(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+        """Draw weights.
+
+        Args:
+            num_samples: Draws a chain, ≥ 1. Of a sampled posterior (`bnnzoo.sample`) as many are picked, evenly spaced.
+            seed: Fixes the draws; `predict` with the same seed and number uses the same ones.
+
+        Returns:
+            For each site, [chain, draw, *shape].
+
+        Raises:
+            ValueError: If `num_samples` is below 1, or above the number of draws that a sampled posterior holds.
+        """
+        chunks = list(self._draws(num_samples, seed))
+        return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
+
+    def predict(self, x: Any, num_samples: int = 200, seed: int = 0, max_memory: int = 2**30) -> Prediction:
+        """Predict targets in their own units, vectorized over chains and draws.
+
+        Args:
+            x: Inputs in their own units, [N, ...]; a tensor that requires gradients gets them.
+            num_samples: Draws a chain, ≥ 1.
+            seed: Fixes the draws, see `sample`.
+            max_memory: Bytes that the result and the work may take together; the work is cut into blocks of draws and
+                rows that fit.
+
+        Raises:
+            ValueError: If `x` does not fit the network or is not finite, or the draws alone exceed `max_memory`:
+                `summarize` needs no room for them.
+        """
+        x = self._inputs(x)
+        one = self._conditional_once(x)
+        result = sum(v.element_size() * v.numel() * (len(x) // v.shape[0]) for v in one.values())
+        result *= self.chains * num_samples
+        if 2 * result > max_memory:
+            raise ValueError(
+                f"the predictions of {self.chains} x {num_samples} draws for {len(x)} inputs take "
+                f"{result / 2**20:.0f} MiB, which max_memory={max_memory} has no room for: raise it, ask for fewer "
+                "draws, or use summarize(), which keeps moments only"
+            )
+        parts = list(self._predictions(x, num_samples, seed, max_memory - result))
+        if len(parts) == 1:
+            return parts[0]
+        parameters = {n: torch.cat([part.parameters[n] for part in parts], dim=1) for n in parts[0].parameters}
+        return Prediction(parameters, parts[0].family, parts[0].task)
+
+    def summarize(self, x: Any, num_samples: int = 200, seed: int = 0, max_memory: int = 2**30) -> Summary:
+        """The moments of `predict(x, ...)` without its draws: memory does not grow with their number.
+
+        Args:
+            x: Inputs in their own units, [N, ...].
+            num_samples: Draws a chain, ≥ 1.
+            seed: Fixes the draws, see `sample`.
+            max_memory: Bytes that the work may take.
+        """
+        return summarize(self._predictions(self._inputs(x), num_samples, seed, max_memory))
+
+    def log_q(self, samples: dict[str, Tensor]) -> Tensor | None:
+        """Log density of draws under the guide, [chain, draw]; None if it has none (a point, or stored draws).
+
+        Args:
+            samples: As `sample` returns them.
+        """
+        if not getattr(self.guide, "has_density", isinstance(self.guide, Guide) is False):
+            return None
+
+        def density(model: nn.Module, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
+            sites = Sites(values).run(guide)
+            return torch.stack([log_prob(site) for site in sites.values()]).sum()
+
+        return self._map(density, samples)
+
+    def log_prior(self, samples: dict[str, Tensor]) -> Tensor:
+        """Log density of draws under the prior, [chain, draw].
+
+        Args:
+            samples: As `sample` returns them.
+        """
+
+        def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
+            return torch.stack([prior.log_prob(values[name]).sum() for name, prior in model.sites.items()]).sum()
+
+        return self._map(density, samples)
+
+    def to_arviz(self, data: Any = None, **settings: Any) -> Any:
+        """Export to ArviZ: `InferenceData` (0.x) or `DataTree` (1.x); see `bnnzoo.evaluation.to_arviz`."""
+        from bnnzoo.evaluation import to_arviz
+
+        return to_arviz(self, data, **settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to a file that `bnnzoo.load` reads, in any process and on any device.
+
+        Written beside and renamed: a failed write leaves no half-written file.
+
+        Raises:
+            OSError: If the folder is missing or not writable, or the disk is full.
+        """
+        from bnnzoo.serialization import save
+
+        save(self, Path(path))
+
+    def _size(self) -> int:
+        return sum(prior.shape().numel() for prior in self.bnn.sites.values())
+
+    def _inputs(self, x: Any) -> Tensor:
+        reference = next(iter(self.bnn.network.parameters()))
+        x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).to(self.device)
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError(f"x has {int((~x.isfinite()).sum())} NaN or infinite values")
+        if x.dim() == 0 or len(x) == 0:
+            raise ValueError("x is empty")
+        if self.standardization is not None:
+            x = self.standardization.x(x)
+        return x.to(reference.dtype) if x.is_floating_point() or reference.dtype == torch.float64 else x
+
+    def _draws(self, num_samples: int, seed: int, most: int | None = None) -> Iterator[dict[str, Tensor]]:
+        """Blocks of draws, {site: [chain, block, ...]}; `most` cuts them smaller without changing the draws."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        chunk = max(1, min(256, _DRAWN_TOGETHER // (self.chains * self._size())))
+        for number, start in enumerate(range(0, num_samples, chunk)):
+            size = min(chunk, num_samples - start)
+            if isinstance(self.guide, Empirical):
+                index = self.guide.pick(num_samples)[start : start + size]
+                values = {n: self._buffers[f"guide.{k}"][:, index] for n, k in self.guide.keys.items()}
+            else:
+                values = self._draw(size, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+            step = size if most is None else most
+            for first in range(0, size, step):
+                yield {name: value[:, first : first + step] for name, value in values.items()}
+
+    def _draw(self, size: int, seed: int) -> dict[str, Tensor]:
+        def draw(model: nn.Module, guide: nn.Module, _: Tensor) -> dict[str, Tensor]:
+            sites = Sites()
+            sites.run(guide)
+            return {name: value for name, value in sites.drawn.items() if not name.startswith("_")}
+
+        with seeded(seed, self.device):
+            return self._map(draw, torch.zeros(self.chains, size, device=self.device))
+
+    def _map(self, fn: Any, values: Any, *shared: Any) -> Any:
+        """`fn(model, guide, value, *shared)` for every chain and draw of values, [chain, draw, ...]."""
+
+        def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], value: Any, *rest: Any) -> Any:
+            return functional_call(self._pair, (parameters, buffers), (fn, value, *rest))
+
+        rest = (None,) * len(shared)
+        over_draws = vectorize(call, in_dims=(None, None, 0, *rest))
+        over_chains = vectorize(over_draws, in_dims=(0, 0, 0, *rest))
+        grad = any(isinstance(v, Tensor) and v.requires_grad for v in shared)
+        training = self._pair.training
+        self._pair.eval()
+        try:
+            with torch.set_grad_enabled(grad), pyro_settings(self._pair):
+                return over_chains(self._parameters, self._live_buffers(), values, *shared)
+        finally:
+            self._pair.train(training)
+
+    def _live_buffers(self) -> dict[str, Tensor]:
+        # Stored draws are picked before the map: mapping over them as buffers would carry them all along.
+        if isinstance(self.guide, Empirical):
+            return {name: value for name, value in self._buffers.items() if not name.startswith("guide.")}
+        return self._buffers
+
+    def _predictions(self, x: Tensor, num_samples: int, seed: int, memory: int) -> Iterator[Prediction]:
+        """Predictions of all rows by blocks of draws."""
+        draws, rows = self._block(x, memory)
+        for values in self._draws(num_samples, seed, draws):
+            parts = [self._map(_conditional, values, x[i : i + rows]) for i in range(0, len(x), rows)]
+            parameters = parts[0]
+            if len(parts) > 1:
+                # A parameter shared by all rows has one row only.
+                parameters = {
+                    name: value if value.shape[2] == 1 and len(x[:rows]) > 1 else torch.cat([p[name] for p in parts], 2)
+                    for name, value in parts[0].items()
+                }
+            yield Prediction(self._rescaled(parameters), self.bnn.likelihood.family, self.bnn.likelihood.task)
+
+    def _rescaled(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        likelihood, units = self.bnn.likelihood, self.standardization
+        if units is None or units.y_loc is None or units.y_scale is None or not likelihood.standardizes_targets:
+            return parameters
+        like = next(iter(parameters.values()))
+        return likelihood.rescale(parameters, units.y_loc.to(like), units.y_scale.to(like))
+
+    def _block(self, x: Tensor, memory: int) -> tuple[int, int]:
+        """How many draws and rows one pass may take."""
+        with _Counting() as counting:
+            self._conditional_once(x[:1])
+        activations = counting.bytes * self.chains
+        weights = 3 * self.chains * self._size() * x.element_size()
+        if activations + weights > memory:
+            raise ValueError(
+                f"max_memory is too small: one draw of {self.chains} chains for one input needs "
+                f"{(activations + weights) / 2**20:.1f} MiB of work, and {memory / 2**20:.1f} MiB are left for it"
+            )
+        memory = min(memory, 4 * _WORKING_SET)
+        draws = max(1, min(256, memory // (weights + min(len(x), 64) * activations)))
+        rows = max(1, (memory // draws - weights) // activations)
+        return draws, min(rows, len(x))
+
+    def _conditional_once(self, x: Tensor) -> dict[str, Tensor]:
+        """The conditional's parameters for the network's own weights, to learn shapes and sizes; checks `x`."""
+        values = self.bnn.initial_values() | {
+            name: torch.ones(p.shape()) for name, p in self.bnn.likelihood.sites().items()
+        }
+        values = {name: value.to(self.device) for name, value in values.items()}
+        training = self._pair.training
+        self._pair.eval()
+        try:
+            with torch.no_grad():
+                return _conditional(self.bnn, self.guide, values, x[:1] if len(x) else x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
+        finally:
+            self._pair.train(training)
+
+
+def _conditional(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Parameters of the targets' distribution for one draw."""
+    likelihood = model.likelihood
+    latent = {name: values[name] for name in likelihood.sites()}
+    return likelihood.conditional(model.output(values, x), **latent)
+
+
+class _Counting(TorchDispatchMode):
+    """Adds up the bytes of every tensor that operations return: what a pass needs at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor))
+        return result

@@ -1,0 +1,558 @@
+"""`fit`: train a guide, one chain or many in one vectorized pass."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.infer
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bnnzoo._vectorize import Pair, pyro_settings, seeded, vectorize
+from bnnzoo.checkpoint import Checkpoint
+from bnnzoo.data import Dataset, Standardization, as_dataset
+from bnnzoo.guides import Empirical, Guide
+from bnnzoo.network import BayesianNetwork
+from bnnzoo.objectives import ELBO
+from bnnzoo.posterior import Posterior
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+class DivergenceWarning(UserWarning):
+    """A chain's loss or parameters became NaN or infinite; it stays at its last finite epoch."""
+
+
+@dataclass
+class Progression:
+    """What a callback sees at the end of an epoch.
+
+    Attributes:
+        epoch: Number of finished epochs, from 1.
+        history: `{"loss": [chain, epoch], ...}` so far.
+        parameters: The chains' parameters, stacked, [chain, ...]; views: writing to them changes the fit.
+        active: Whether each chain is still trained, [chain].
+    """
+
+    epoch: int
+    history: dict[str, np.ndarray]
+    parameters: dict[str, Tensor]
+    active: Tensor
+
+
+def fit(
+    bnn: BayesianNetwork,
+    guide: nn.Module,
+    data: Any,
+    *,
+    objective: pyro.infer.ELBO | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    chains: int = 1,
+    seed: int = 0,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    clip_norm: float | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    checkpoint: str | Path | None = None,
+    callback: Callable[[Progression], bool | None] | None = None,
+    progress: bool | None = None,
+) -> Posterior:
+    """Fit a guide to data by stochastic optimization.
+
+    The chains are independent restarts: own initial values, own minibatches, own draws. They are stacked and trained
+    in one pass, the whole Pyro program mapped by `torch.func.vmap`; a single chain runs without it. Chain 0 starts at
+    the network's values as they are, the others at fresh ones (`reset_parameters` of the network's modules).
+
+    `bnn` and `guide` are copied, never changed. A `Dataset` that carries a standardization is standardized here, and
+    the posterior undoes it: predictions are in the data's own units.
+
+    Args:
+        bnn: The model.
+        guide: A guide built from it: one of `bnnzoo.guides`, or any Pyro guide module such as `AutoNormal(bnn)`.
+        data: A `bnnzoo.data.Dataset`, a pair `(x, y)` of arrays, tensors or frames, a torch Dataset or DataLoader.
+        objective: A `pyro.infer.ELBO`, default `objectives.ELBO()`.
+        epochs: Passes over the data, ≥ 1.
+        batch_size: Rows a step, from 1 to the number of data; default the smaller of 100 and that number. The last
+            batch of an epoch holds the rest.
+        lr: Learning rate, > 0.
+        chains: Number of chains, ≥ 1.
+        seed: Fixes initial values, minibatches and draws; torch's global generators are left as they were.
+        optimizer: `optimizer(parameters, lr=lr)` makes a torch optimizer; default fused Adam. With several chains it
+            must act elementwise, as all common ones but LBFGS do.
+        scheduler: `scheduler(optimizer)` makes a learning-rate scheduler, stepped once an epoch.
+        clip_norm: Bound of each chain's gradient norm (of the loss summed over the data), > 0.
+        validation: Data to score each epoch on (`history["validation"]`: mean negative log predictive density of each
+            chain), or a fraction of the training data, in (0, 1), to hold out.
+        patience: Stop a chain after this many epochs, ≥ 1, without a better validation score, and return its
+            parameters at the best one. Needs `validation`.
+        checkpoint: A file to keep the state in after every epoch. If it exists, training resumes there; the result is
+            bit for bit (on the CPU) that of a run that was never interrupted.
+        callback: Called after every epoch with a `Progression`; returning True ends training.
+        progress: Show a progress bar; default if standard error is a terminal.
+
+    Returns:
+        The fitted posterior.
+
+    Raises:
+        ValueError: If an argument is out of range, or the data do not fit the model.
+        FloatingPointError: If every chain diverged.
+
+    Warns:
+        DivergenceWarning: If a chain diverged; the others are not touched by it.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("bnn", "guide", "data")}
+    return _fit(Pair(*copy.deepcopy((bnn, guide))), None, data, **settings)
+
+
+def resume(posterior: Posterior, data: Any, **settings: Any) -> Posterior:
+    """Train a posterior's chains further; see `Posterior.fit`."""
+    unknown = sorted(set(settings) - set(inspect.signature(fit).parameters))
+    if unknown or "chains" in settings:
+        raise TypeError(f"{unknown or ['chains']} is no setting of Posterior.fit: see bnnzoo.fit")
+    defaults = {n: p.default for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if isinstance(posterior.guide, Empirical):
+        raise TypeError("stored draws have nothing to train: draw more with bnnzoo.sample")
+    pair = Pair(*copy.deepcopy((posterior.bnn, posterior.guide)))
+    return _fit(pair, posterior, data, **{**defaults, **settings, "chains": posterior.chains})
+
+
+def _fit(
+    pair: Pair,
+    start: Posterior | None,
+    data: Any,
+    *,
+    epochs: int,
+    batch_size: int | None,
+    validation: Any,
+    progress: bool | None,
+    **settings: Any,
+) -> Posterior:
+    run = _Run(
+        objective=settings["objective"] or ELBO(),
+        optimizer=settings["optimizer"] or partial(torch.optim.Adam, fused=True),
+        scheduler=settings["scheduler"],
+        epochs=_at_least(1, epochs=epochs),
+        lr=_positive(lr=settings["lr"]),
+        chains=_at_least(1, chains=settings["chains"]),
+        seed=_at_least(0, seed=settings["seed"]),
+        clip_norm=None if settings["clip_norm"] is None else _positive(clip_norm=settings["clip_norm"]),
+        patience=None if settings["patience"] is None else _at_least(1, patience=settings["patience"]),
+        checkpoint=None if settings["checkpoint"] is None else Path(settings["checkpoint"]),
+        callback=settings["callback"],
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )
+    if run.checkpoint is not None and not run.checkpoint.parent.is_dir():
+        raise FileNotFoundError(f"cannot keep a checkpoint in {run.checkpoint}: there is no such folder")
+    dataset, held_out = _validation_split(as_dataset(data), validation, run.patience, run.seed)
+    standardization = dataset.standardization if start is None else start.standardization
+    x, y = training_tensors(pair.model, dataset, standardization)
+    size = len(x)
+    if batch_size is None:
+        batch_size = min(100, size)
+    if not 1 <= batch_size <= size:
+        raise ValueError(f"batch_size must be from 1 to the number of data, {size}, not {batch_size}")
+    validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
+    with seeded(run.seed, x.device), pyro_settings(pair):
+        state = _initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
+        posterior = run(pair, state, (x, y), batch_size, validation_tensors)
+    posterior.standardization = standardization
+    posterior.info["data"] = dataset.name
+    return posterior
+
+
+def _validation_split(
+    dataset: Dataset, validation: Any, patience: int | None, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    if validation is None:
+        if patience is not None:
+            raise ValueError("patience needs validation data: pass validation=0.1, say")
+        return dataset, None
+    if not isinstance(validation, float):
+        return dataset, as_dataset(validation)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation as a fraction must be in (0, 1), not {validation}")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(chain_seed(seed, 0)))
+    count = max(1, round(validation * len(dataset)))
+    if count >= len(dataset):
+        raise ValueError(f"validation={validation} of {len(dataset)} data leaves none to train on")
+    return dataset.subset(order[count:]), dataset.subset(order[:count])
+
+
+def training_tensors(
+    bnn: BayesianNetwork, dataset: Dataset, standardization: Standardization | None
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as the model sees them: standardized, on its device, checked against its likelihood.
+
+    Raises:
+        ValueError: If the network cannot take the inputs, or the likelihood not the outputs or targets.
+    """
+    reference = next(iter(bnn.network.parameters()))
+    x, y = dataset.x, bnn.likelihood.prepare(dataset.y)
+    if standardization is not None:
+        x = standardization.x(x)
+        if bnn.likelihood.standardizes_targets:
+            y = standardization.y(y)
+    x, y = x.to(reference.device), y.to(reference.device)
+    if x.is_floating_point():
+        x = x.to(reference.dtype)
+    if y.is_floating_point():
+        y = y.to(reference.dtype)
+    with torch.no_grad(), _evaluating(bnn):
+        try:
+            output = bnn.output(bnn.initial_values(), x[:2])
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"the network fails on inputs of shape {list(x[:2].shape)}: {error}") from error
+    bnn.likelihood.check(output, y)
+    return x, y
+
+
+def _initial_state(
+    pair: Pair, chains: int, seed: int, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stacked parameters and buffers of all chains."""
+    copies = []
+    for chain in range(chains):
+        # The last chain is the template itself, so that a single chain is not copied.
+        each = copy.deepcopy(pair) if chain < chains - 1 else pair
+        with seeded(chain_seed(seed, chain), x.device):
+            if chain > 0:
+                each.model.reset_parameters()
+                if isinstance(each.guide, Guide):
+                    each.guide.reset_parameters()
+            if not isinstance(each.guide, Guide):
+                each.guide(x, y, size=len(x))  # Pyro's AutoGuides make their parameters at the first call
+        copies.append(each)
+    return stack(copies)
+
+
+def stack(pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The trainable parameters and the buffers of several copies, stacked along a chain dimension."""
+    parameters = [{n: p.detach() for n, p in pair.named_parameters() if p.requires_grad} for pair in pairs]
+    buffers = [dict(pair.named_buffers()) for pair in pairs]
+    return (
+        {name: torch.stack([each[name] for each in parameters]) for name in parameters[0]},
+        {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]},
+    )
+
+
+def chain_seed(seed: int, chain: int) -> int:
+    """The seed of one chain, independent of how many there are."""
+    return int(np.random.SeedSequence([seed, chain]).generate_state(1)[0])
+
+
+class Trainer:
+    """Chains as stacked tensors, and one optimizer step on them.
+
+    Args:
+        pair: Model and guide; for one chain its parameters are trained in place.
+        state: The chains' parameters and buffers, [chain, ...].
+        objective: A `pyro.infer.ELBO`.
+        data: Inputs and targets as the model sees them, [N, ...].
+        optimizer: Makes the optimizer from a list of parameters.
+        clip_norm: Bound of each chain's gradient norm, or None.
+
+    Attributes:
+        parameters: Stacked parameters, [chain, ...]; views of what the optimizer steps.
+        buffers: Stacked buffers, [chain, ...].
+        optimizer: The torch optimizer.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        state: tuple[dict[str, Tensor], dict[str, Tensor]],
+        objective: pyro.infer.ELBO,
+        data: tuple[Tensor, Tensor],
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        clip_norm: float | None = None,
+    ) -> None:
+        self.pair = pair
+        self.objective = objective
+        self.x, self.y = data
+        self.clip_norm = clip_norm
+        parameters, buffers = state
+        self.chains = len(next(iter(parameters.values())))
+        if self.chains == 1:
+            own = dict(pair.named_parameters())
+            own_buffers = dict(pair.named_buffers())
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    own[name].copy_(value[0])
+                for name, value in buffers.items():
+                    own_buffers[name].copy_(value[0])
+            self._leaves = [own[name] for name in parameters]
+            self.parameters = {name: own[name].detach()[None] for name in parameters}
+            self.buffers = {name: own_buffers[name].detach()[None] for name in buffers}
+        else:
+            leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+            self._leaves = list(leaves.values())
+            self.parameters = {name: leaf.detach() for name, leaf in leaves.items()}
+            self.buffers = {name: value.clone() for name, value in buffers.items()}
+            self._stacked = leaves
+            self._mapped = vectorize(self._loss)
+        self.optimizer = optimizer(self._leaves)
+
+    def losses(self, index: Tensor) -> Tensor:
+        """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
+        if self.chains == 1:
+            x, y = self.x[index[0]], self.y[index[0]]
+            return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
+        return self._mapped(self._stacked, self.buffers, self.x[index], self.y[index])
+
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        loss = partial(self.objective.differentiable_loss, size=len(self.x))
+        return functional_call(self.pair, (parameters, buffers), (loss, x, y))
+
+    def step(self, index: Tensor) -> Tensor:
+        """One optimizer step; returns the losses before it, [chain]."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.losses(index)
+        losses.sum().backward()
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        self.optimizer.step()
+        return losses.detach()
+
+    def _clip(self, bound: float) -> None:
+        grads = [leaf.grad.view(self.chains, -1) for leaf in self._leaves if leaf.grad is not None]
+        norms = torch.linalg.vector_norm(torch.stack([g.norm(dim=1) for g in grads]), dim=0)
+        factors = (bound / (norms + 1e-12)).clamp(max=1.0)[:, None]
+        for grad in grads:
+            grad.mul_(factors)
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers together, by name: views, [chain, ...]."""
+        return {**self.parameters, **self.buffers}
+
+
+@dataclass
+class _Run:
+    """One call of `fit`, its arguments checked."""
+
+    objective: pyro.infer.ELBO
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None
+    epochs: int
+    lr: float
+    chains: int
+    seed: int
+    clip_norm: float | None
+    patience: int | None
+    checkpoint: Path | None
+    callback: Callable[[Progression], bool | None] | None
+    progress: bool
+    history: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        pair: Pair,
+        state: tuple[dict[str, Tensor], dict[str, Tensor]],
+        data: tuple[Tensor, Tensor],
+        batch_size: int,
+        held_out: tuple[Tensor, Tensor] | None,
+    ) -> Posterior:
+        objective = copy.copy(self.objective)
+        make = partial(self.optimizer, lr=self.lr)
+        trainer = Trainer(pair, state, objective, data, make, self.clip_norm)
+        scheduler = self.scheduler(trainer.optimizer) if self.scheduler else None
+        size = len(data[0])
+        orders = [torch.Generator().manual_seed(chain_seed(self.seed, chain) + 1) for chain in range(self.chains)]
+        keeper = _Keeper(trainer, self.patience)
+        validate = None if held_out is None else _Validation(pair, trainer, held_out, self.seed)
+        saved = None
+        if self.checkpoint is not None:
+            saved = Checkpoint(self.checkpoint, self._fingerprint(trainer, size, batch_size))
+        first = 0
+        if saved is not None and saved.exists():
+            first = saved.restore(trainer, scheduler, keeper, orders, self.history)
+        pair.train()
+        with self._bar(first) as advance:
+            for epoch in range(first, self.epochs):
+                loss = self._epoch(trainer, orders, epoch, size, batch_size)
+                scores = {"loss": loss} if validate is None else {"loss": loss, "validation": validate()}
+                for name, value in scores.items():
+                    self.history.setdefault(name, []).append(value.cpu())
+                keeper.after_epoch(epoch + 1, scores)
+                if scheduler is not None:
+                    scheduler.step()
+                stop = self._call_back(epoch + 1, trainer, keeper)
+                if saved is not None:
+                    saved.write(epoch + 1, trainer, scheduler, keeper, orders, self.history)
+                advance(loss)
+                if stop or not keeper.active.any():
+                    break
+        keeper.finish()
+        pair.eval()
+        return Posterior(
+            pair,
+            trainer.parameters,
+            trainer.buffers,
+            history=self._arrays(),
+            info={
+                "objective": type(self.objective).__name__,
+                "seed": self.seed,
+                "batch_size": batch_size,
+                "lr": self.lr,
+                "num_data": size,
+                "example": [(list(t[:2].shape), str(t.dtype).removeprefix("torch.")) for t in data],
+                "diverged": keeper.diverged,
+            },
+        )
+
+    def _epoch(self, trainer: Trainer, orders: list[torch.Generator], epoch: int, size: int, batch_size: int) -> Tensor:
+        order = torch.stack([torch.randperm(size, generator=generator) for generator in orders])
+        order = order.to(trainer.x.device)
+        steps = math.ceil(size / batch_size)
+        total = torch.zeros(self.chains, device=trainer.x.device)
+        for step in range(steps):
+            trainer.objective.epoch = epoch + step / steps  # type: ignore[attr-defined]
+            total += trainer.step(order[:, step * batch_size : (step + 1) * batch_size])
+        return total / steps
+
+    def _call_back(self, epoch: int, trainer: Trainer, keeper: _Keeper) -> bool:
+        if self.callback is None:
+            return False
+        return self.callback(Progression(epoch, self._arrays(), trainer.parameters, keeper.active)) is True
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: torch.stack(values, dim=1).numpy() for name, values in self.history.items()}
+
+    def _fingerprint(self, trainer: Trainer, size: int, batch_size: int) -> dict[str, Any]:
+        """What must agree for a checkpoint to continue this run."""
+        return {
+            "seed": self.seed,
+            "chains": self.chains,
+            "batch_size": batch_size,
+            "num_data": size,
+            "lr": self.lr,
+            "objective": type(self.objective).__name__,
+            "optimizer": type(trainer.optimizer).__name__,
+            "parameters": {name: list(value.shape) for name, value in trainer.parameters.items()},
+        }
+
+    @contextmanager
+    def _bar(self, first: int) -> Iterator[Callable[[Tensor], None]]:
+        if not self.progress:
+            yield lambda loss: None
+            return
+        columns = (
+            TextColumn("fit"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns) as bar:
+            task = bar.add_task("fit", total=self.epochs, completed=first, loss="-")
+
+            def advance(loss: Tensor) -> None:
+                bar.update(task, advance=1, loss=f"{loss[loss.isfinite()].mean().item():.4g}")
+
+            yield advance
+
+
+class _Keeper:
+    """Which chains still train, and the parameters that the finished ones are held at.
+
+    A chain ends when it diverges (held at its last finite epoch) or runs out of patience (held at its best one). It
+    stays in the stack, where it cannot touch the others, and is put back after every epoch.
+    """
+
+    def __init__(self, trainer: Trainer, patience: int | None) -> None:
+        self.trainer = trainer
+        self.patience = patience
+        self.active = torch.ones(trainer.chains, dtype=torch.bool)
+        self.best = torch.full((trainer.chains,), math.inf)
+        self.since = torch.zeros(trainer.chains, dtype=torch.long)
+        self.held = {name: value.clone() for name, value in trainer.state().items()}
+        self.diverged: list[int] = []
+
+    def after_epoch(self, epoch: int, scores: dict[str, Tensor]) -> None:
+        state = self.trainer.state()
+        finite = scores["loss"].isfinite().cpu()
+        for value in self.trainer.parameters.values():
+            finite &= value.isfinite().reshape(self.trainer.chains, -1).all(1).cpu()
+        for chain in torch.nonzero(self.active & ~finite).flatten().tolist():
+            self.active[chain] = False
+            self.diverged.append(chain)
+            message = f"chain {chain} diverged in epoch {epoch} (loss {scores['loss'][chain].item():g})"
+            warnings.warn(f"{message}; it stays as it was before that epoch", DivergenceWarning, stacklevel=5)
+        if len(self.diverged) == self.trainer.chains:
+            raise FloatingPointError(
+                f"every chain diverged, the last in epoch {epoch}: lower lr or init_scale, set clip_norm, or "
+                "standardize the data"
+            )
+        keep = self.active.clone()
+        if self.patience is not None:
+            score = scores["validation"].cpu()
+            better = self.active & (score < self.best)
+            self.best = torch.where(better, score, self.best)
+            self.since = torch.where(better, 0, self.since + 1)
+            keep &= better
+            self.active &= self.since < self.patience
+        for name, value in state.items():
+            self.held[name][keep] = value[keep]
+            value[~self.active] = self.held[name][~self.active]
+
+    def finish(self) -> None:
+        for name, value in self.trainer.state().items():
+            value.copy_(self.held[name])
+
+
+class _Validation:
+    """The mean negative log predictive density of every chain on held-out data."""
+
+    num_samples = 32
+
+    def __init__(self, pair: Pair, trainer: Trainer, held_out: tuple[Tensor, Tensor], seed: int) -> None:
+        self.pair, self.trainer, self.seed = pair, trainer, seed
+        self.x, self.y = held_out
+
+    def __call__(self) -> Tensor:
+        posterior = Posterior(self.pair, self.trainer.parameters, self.trainer.buffers)
+        prediction = posterior.predict(self.x, num_samples=self.num_samples, seed=self.seed)
+        scores = [prediction.chain(c).log_prob(self.y).mean() for c in range(self.trainer.chains)]
+        return -torch.stack(scores)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def _at_least(bound: int, **named: int) -> int:
+    ((name, value),) = named.items()
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < bound:
+        raise ValueError(f"{name} must be an integer of at least {bound}, not {value!r}")
+    return int(value)
+
+
+def _positive(**named: float) -> float:
+    ((name, value),) = named.items()
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
+    return float(value)
