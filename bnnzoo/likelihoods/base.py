@@ -134,18 +134,17 @@ class Likelihood(nn.Module):
         """Check that outputs of the network fit the targets.
 
         Args:
-            output: The network's output for some examples.
-            y: The targets of the same examples, as `prepare` returns them. (To check all labels of a data set against
-                one output, repeat it: `output[:1].expand(len(y), *output.shape[1:])`.)
+            output: The network's output for the first few examples, [B, ...] (all N will do).
+            y: The targets of all N examples, as `prepare` returns them.
 
         Raises:
             ValueError: They do not fit; says what was given and what is needed.
         """
-        needed = (*y.shape[:1], self.num_outputs(y))
-        if output.shape != needed:
+        needed = self.num_outputs(y)
+        if output.dim() != 2 or output.shape[1] != needed or len(output) > len(y):
             raise ValueError(
-                f"{self._me} needs network outputs of shape {dims(torch.Size(needed))} for targets of shape "
-                f"{dims(y.shape)}; the network returns {dims(output.shape)}."
+                f"{self._me} needs network outputs of shape [N, {needed}] for targets of shape {dims(y.shape)}; the "
+                f"network returns {dims(output.shape)}."
             )
 
     def num_outputs(self, y: Tensor) -> int:

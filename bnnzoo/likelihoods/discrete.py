@@ -50,12 +50,36 @@ class Categorical(Likelihood):
         bound = torch.minimum(tilted, (mean + 0.5 * variance).logsumexp(1))
         return total(mean.gather(1, y.unsqueeze(1)).squeeze(1) - bound)
 
+    def prepare(self, y: Any) -> Tensor:
+        """Bring labels into shape and dtype.
+
+        Args:
+            y: Whole numbers from 0: [N], [N, 1] (squeezed) or [N, H, W] (or more such dimensions).
+
+        Returns:
+            int64, [N] or [N, H, W].
+
+        Raises:
+            ValueError: Labels are negative, not whole, NaN, or have an impossible shape.
+        """
+        y = squeeze(self._tensor(y))
+        if y.dim() == 2:
+            raise ValueError(
+                f"{self._me} needs class labels of shape [N] (or [N, H, W]); y has shape {dims(y.shape)}. For one-hot "
+                "rows give y.argmax(1); for several yes/no targets use Bernoulli()."
+            )
+        self._integers(y, "class labels 0, 1, 2, ...")
+        y = y.long()
+        if bool((y < 0).any()):
+            raise ValueError(f"{self._me} needs class labels from 0; y holds {int(y.min())}.")
+        return y
+
     @override
     def check(self, output: Tensor, y: Tensor) -> None:
-        if output.dim() < 2 or output.shape[:1] + output.shape[2:] != y.shape:
+        if output.dim() < 2 or output.shape[2:] != y.shape[1:] or len(output) > len(y):
             needed = ["N", "K", *map(str, y.shape[1:])]
             raise ValueError(
-                f"{self._me} needs logits of shape [{', '.join(needed)}] for {y.shape[0]} labels of shape "
+                f"{self._me} needs logits of shape [{', '.join(needed)}] for labels of shape "
                 f"{dims(y.shape)}; the network returns {dims(output.shape)}."
             )
         classes = output.shape[1]

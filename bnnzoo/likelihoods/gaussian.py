@@ -41,6 +41,8 @@ class _GaussianTargets(Likelihood):
 class Gaussian(_GaussianTargets):
     """Gaussian noise of one scale for all examples: network outputs are the means.
 
+    Scales are in the units that the model sees: standard deviations of the target, where `fit` standardizes the data.
+
     Args:
         scale: A positive number or tensor [C]: fixed. `None`: learned by maximum likelihood from 0.5. A distribution
             on positive numbers: the prior of the site `noise`.
@@ -152,7 +154,7 @@ class Gaussian(_GaussianTargets):
         check_parameters(prior, f"Gaussian(scale={prior}): the prior")
         support = element_support(prior)
         lower = getattr(support, "lower_bound", None)
-        if getattr(prior, "is_discrete", False) or lower is None or bool((torch.as_tensor(lower) < 0).any()):
+        if getattr(support, "is_discrete", False) or lower is None or bool((torch.as_tensor(lower) < 0).any()):
             raise ValueError(
                 f"Gaussian(scale={prior}): the prior of a scale needs positive support, such as LogNormal, HalfNormal, "
                 f"HalfCauchy or Gamma; this one has {support}."

@@ -194,7 +194,7 @@ def _check(prior: Any, entry: _Entry) -> None:
             f"{where} has batch shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}: {needed}."
         )
     support = element_support(prior)
-    if getattr(prior, "is_discrete", False) or not is_real(support):
+    if getattr(support, "is_discrete", False) or not is_real(support):
         raise ValueError(
             f"{where} has support {support}: a weight is unconstrained and needs a continuous prior on "
             "the whole real line."
