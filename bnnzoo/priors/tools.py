@@ -51,8 +51,9 @@ def map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> D
     """Copy a distribution with a function applied to every tensor it holds.
 
     Nested distributions (independent, expanded, masked, mixtures, transformed), transforms (those that are modules too)
-    and cached values are followed; a tensor held twice is mapped once. Distributions are not modules, so this is how
-    priors follow `.to(device)` and `.double()`: a module's `_apply` maps the distributions it holds.
+    and lazily computed values are followed; a tensor held twice is mapped once; transforms forget their last call.
+    Distributions are not modules, so this is how priors follow `.to(device)` and `.double()`: a module's `_apply` maps
+    the distributions it holds.
 
     Args:
         distribution: Any distribution; it stays as it is.
@@ -70,11 +71,13 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> An
     if isinstance(value, Tensor):
         memo[id(value)] = fn(value)
     elif isinstance(value, nn.Module):  # flows hold their parameters as modules do
-        memo[id(value)] = copy.deepcopy(value)._apply(fn)
+        memo[id(value)] = _copied(value)._apply(fn)
     elif isinstance(value, Distribution | TorchBase | Transform):
         new = object.__new__(type(value))
         memo[id(value)] = new  # before the fields: a transform and its inverse hold each other
         for name, field in vars(value).items():
+            if name == "_cached_x_y":
+                field = (None, None)
             new.__dict__[name] = None if isinstance(field, weakref.ref) else _map(field, fn, memo)
     elif isinstance(value, dict):
         return type(value)((key, _map(item, fn, memo)) for key, item in value.items())
@@ -83,3 +86,13 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor], memo: dict[int, Any]) -> An
     else:
         return value
     return memo[id(value)]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy without what flows remember of their last call, which may hang on a graph and so refuse to copy."""
+    forgotten: dict[int, Any] = {}
+    for part in module.modules():
+        for name, field in vars(part).items():
+            if name.startswith("_cached"):
+                forgotten |= {id(each): None for each in (field if isinstance(field, tuple) else (field,))}
+    return copy.deepcopy(module, forgotten)
