@@ -94,15 +94,14 @@ class LogUniform(TorchDistribution):
 
     Args:
         batch_shape: Shape of independent copies.
-        validate_args: As in `torch.distributions`.
     """
 
     arg_constraints = {}  # noqa: RUF012
     support = constraints.real
     has_rsample = False
 
-    def __init__(self, batch_shape: Iterable[int] = (), validate_args: bool | None = None) -> None:
-        super().__init__(torch.Size(batch_shape), validate_args=validate_args)
+    def __init__(self, batch_shape: Iterable[int] = ()) -> None:
+        super().__init__(torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Unnormalized log density `-log |value|`."""
@@ -122,7 +121,6 @@ class LogUniform(TorchDistribution):
         """Broadcast to a larger batch shape."""
         new = self._get_checked_instance(LogUniform, _instance)
         TorchDistribution.__init__(new, torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
         return new
 
 
@@ -191,9 +189,12 @@ class FanIn:
 class He:
     """Prior rule `Normal(0, sqrt(2 / fan_in))` of He et al. 2015: `FanIn` for ReLU networks."""
 
+    def __init__(self) -> None:
+        self._rule = FanIn(math.sqrt(2.0))
+
     def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> Distribution:
         """The prior of one parameter, on its device and in its dtype."""
-        return FanIn(math.sqrt(2.0))(name, parameter, module)
+        return self._rule(name, parameter, module)
 
     def __repr__(self) -> str:
         return "He()"
