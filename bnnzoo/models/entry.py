@@ -1,0 +1,163 @@
+"""`Entry`, a complete recipe for a Bayesian neural network, and the short factories that recipes are written with.
+
+An `Entry` says everything about a fit but the data's rows: network, prior, likelihood, guide, objective and
+training settings, with a reference and the data set it is meant for. `bnnzoo.models.catalogue` holds them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Distribution
+from pyro.nn import PyroModule
+from torch import nn
+
+from bnnzoo import guides, likelihoods, objectives, priors
+from bnnzoo.data import Dataset, Split
+from bnnzoo.likelihoods import Likelihood
+from bnnzoo.models.lenet import LeNet
+from bnnzoo.models.mlp import MLP
+from bnnzoo.network import BayesianNetwork
+from bnnzoo.priors import Prior
+
+
+class Built(NamedTuple):
+    """What `Entry.build` makes: `fit(bnn, guide, data, objective=objective, **training)` fits it.
+
+    Attributes:
+        bnn: The model.
+        guide: The guide, or None for an entry that NUTS samples: `bnnzoo.sample(bnn, data, **training)`.
+        objective: The objective, or None for NUTS.
+        training: The keyword arguments of `fit` (of `bnnzoo.sample` for NUTS), own copy.
+    """
+
+    bnn: BayesianNetwork
+    guide: PyroModule | None
+    objective: Any
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named, complete recipe.
+
+    Attributes:
+        name: `guide/architecture-or-data`, as `bnnzoo list` shows it.
+        description: One line.
+        reference: The paper or source, or "" where there is none.
+        data: The data set it is meant for, a name that `bnnzoo.data.load` knows; any data of the same kind do.
+        network: Builds the network from (data, number of outputs).
+        prior: Builds the prior.
+        likelihood: Builds the likelihood for the data.
+        guide: Builds the guide from the model; None samples with NUTS.
+        objective: Builds the objective.
+        training: Keyword arguments of `fit` (of `bnnzoo.sample` for NUTS).
+    """
+
+    name: str
+    description: str
+    reference: str
+    data: str
+    network: Callable[[Dataset, int], nn.Module]
+    prior: Callable[[], Prior]
+    likelihood: Callable[[Dataset], Likelihood]
+    guide: Callable[[BayesianNetwork], PyroModule] | None
+    objective: Callable[[], Any] = objectives.ELBO
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, data: Dataset | Split) -> Built:
+        """Builds the model, guide and objective for data.
+
+        Args:
+            data: The data, or a split of them (the training half decides the sizes, both halves the classes).
+
+        Returns:
+            The model, guide, objective and a copy of the training settings.
+
+        Raises:
+            ValueError: The data's task is not the likelihood's, or the network does not fit the inputs.
+        """
+        parts = [data.train, data.test] if isinstance(data, Split) else [data]
+        train = parts[0]
+        likelihood = self.likelihood(train)
+        if likelihood.task != train.task:
+            raise ValueError(
+                f"entry {self.name!r} is for {likelihood.task}; given: {train.name!r}, which is {train.task}"
+            )
+        outputs = max(likelihood.num_outputs(likelihood.prepare(part.y)) for part in parts)
+        if likelihood.task == "classification" and outputs > 1 and train.class_names is not None:
+            outputs = max(outputs, len(train.class_names))  # a class may be missing in a small split
+        bnn = BayesianNetwork(self.network(train, outputs), likelihood=likelihood, prior=self.prior())
+        guide = None if self.guide is None else self.guide(bnn)
+        return Built(bnn, guide, None if guide is None else self.objective(), dict(self.training))
+
+
+def mlp(*hidden: int, activation: str = "relu") -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `MLP`s with these hidden layers, sized by the data."""
+    return lambda data, outputs: MLP(math.prod(data.input_shape), outputs, hidden, activation)
+
+
+def lenet(filters: tuple[int, int] = (20, 50), hidden: int = 500) -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `LeNet`s, sized by the data; a ValueError where the data are no square images."""
+
+    def make(data: Dataset, outputs: int) -> nn.Module:
+        shape = data.input_shape
+        if len(shape) != 3 or shape[1] != shape[2]:
+            raise ValueError(
+                f"LeNet takes square images [channels, size, size]; inputs of {data.name!r} have shape {list(shape)}"
+            )
+        return LeNet(shape[0], outputs, filters, hidden, shape[1])
+
+    return make
+
+
+def gaussian(noise: float | Distribution | None = None) -> Callable[[Dataset], Likelihood]:
+    """A factory of `Gaussian` likelihoods, with a noise scale for each target.
+
+    Args:
+        noise: A number: the fixed standard deviation of the noise in the target's own units. None: learned by maximum
+            likelihood. A distribution: the prior of the noise, in standard deviations of the target if the data carry
+            a standardization.
+    """
+
+    def make(data: Dataset) -> Likelihood:
+        targets = data.y.shape[1] if data.y.ndim > 1 else 1
+        if isinstance(noise, int | float):
+            unit = torch.as_tensor(1.0 if data.standardization is None else data.standardization.y_scale)
+            return likelihoods.Gaussian((noise / unit).to(torch.get_default_dtype()))
+        return likelihoods.Gaussian(noise, num_outputs=targets)
+
+    return make
+
+
+def heteroscedastic() -> Callable[[Dataset], Likelihood]:
+    """A factory of `HeteroscedasticGaussian` likelihoods."""
+    return lambda data: likelihoods.HeteroscedasticGaussian()
+
+
+def categorical() -> Callable[[Dataset], Likelihood]:
+    """A factory of `Categorical` likelihoods."""
+    return lambda data: likelihoods.Categorical()
+
+
+def bernoulli() -> Callable[[Dataset], Likelihood]:
+    """A factory of `Bernoulli` likelihoods."""
+    return lambda data: likelihoods.Bernoulli()
+
+
+def poisson() -> Callable[[Dataset], Likelihood]:
+    """A factory of `Poisson` likelihoods."""
+    return lambda data: likelihoods.Poisson()
+
+
+def normal(scale: float = 1.0) -> Callable[[], Prior]:
+    """A factory of one Gaussian prior for all weights."""
+    return lambda: priors.Normal(0.0, scale)
+
+
+def mean_field(**options: Any) -> Callable[[BayesianNetwork], PyroModule]:
+    """A factory of `MeanField` guides with these options."""
+    return partial(guides.MeanField, **options)

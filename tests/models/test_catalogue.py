@@ -1,0 +1,142 @@
+"""The catalogue: every entry builds, takes two epochs, survives a file; factories size networks by the data."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import bnnzoo
+from bnnzoo import data, guides, likelihoods, models
+from bnnzoo.data import Dataset, Split
+from bnnzoo.models.entry import gaussian, lenet, mlp
+
+
+def small_split(name: str) -> Split:
+    """A few random rows with the shapes of a known data set, which itself may not be on the machine."""
+    about = data.info(name)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(24, *about.input_shape, generator=generator)
+    if about.task == "classification":
+        y = torch.arange(24) % len(about.class_names)
+    else:
+        y = 10.0 * torch.randn(24, generator=generator)
+    dataset = Dataset(x, y, task=about.task, name=name, class_names=about.class_names)
+    return dataset.split(test_size=4, seed=0, stratify=False)
+
+
+def brief(entry: models.Entry, settings: dict) -> dict:
+    """The settings of an entry, made short."""
+    if entry.guide is None:
+        return {**settings, "num_samples": 4, "warmup_steps": 3, "max_tree_depth": 3}
+    return {**settings, "epochs": 2, "batch_size": 10, "chains": min(settings.get("chains", 1), 2)}
+
+
+def run(entry: models.Entry, split: Split) -> bnnzoo.Posterior:
+    bnn, guide, objective, settings = entry.build(split)
+    settings = brief(entry, settings)
+    if guide is None:
+        return bnnzoo.sample(bnn, split.train, seed=0, progress=False, **settings)
+    return bnnzoo.fit(bnn, guide, split.train, objective=objective, seed=0, progress=False, **settings)
+
+
+@pytest.mark.parametrize("name", models.catalogue)
+def test_every_entry_builds_trains_predicts_and_saves(name, tmp_path):
+    entry = models.catalogue[name]
+    assert entry.name == name
+    split = small_split(entry.data)
+    posterior = run(entry, split)
+    prediction = posterior.predict(split.test.x, num_samples=2)
+    assert bool(torch.isfinite(prediction.log_prob(split.test.y)).all())
+    posterior.save(tmp_path / "entry.bnn")
+    again = bnnzoo.load(tmp_path / "entry.bnn").predict(split.test.x, num_samples=2)
+    torch.testing.assert_close(again.draws, prediction.draws, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", models.catalogue)
+def test_every_entry_says_what_it_is(name):
+    entry = models.catalogue[name]
+    assert entry.data in data.names()
+    assert entry.description
+    assert entry.reference
+    family, _, rest = name.partition("/")
+    assert family
+    assert rest
+    assert (family == "nuts") == (entry.guide is None)
+
+
+def test_catalogue_names_are_unique_and_cannot_be_overwritten():
+    from bnnzoo.models.catalogue import ENTRIES
+
+    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES) == len(models.catalogue)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        models.catalogue["mine"] = ENTRIES[0]
+
+
+def test_builds_are_independent():
+    entry = models.catalogue["mean-field/uci-mlp"]
+    first, second = entry.build(small_split("concrete")), entry.build(small_split("concrete"))
+    first.training["epochs"] = 1
+    assert second.training["epochs"] == entry.training["epochs"] != 1
+    assert first.bnn is not second.bnn
+    assert first.guide is not second.guide
+
+
+def test_network_is_sized_by_the_data():
+    net = mlp(7, activation="tanh")(small_split("digits").train, 10)
+    assert (net.in_features, net.out_features, net.hidden, net.activation) == (64, 10, (7,), "tanh")
+    net = lenet()(small_split("cifar10").train, 10)
+    assert (net.in_channels, net.image_size, net.num_classes) == (3, 32, 10)
+
+
+def test_outputs_follow_the_likelihood():
+    split = small_split("concrete")
+    bnn, *_ = models.catalogue["mean-field/uci-heteroscedastic"].build(split)
+    assert bnn.network.out_features == 2
+    multi = Dataset(torch.randn(20, 3), torch.randn(20, 4)).split(test_size=4)
+    bnn, *_ = models.catalogue["mean-field/uci-mlp"].build(multi)
+    assert bnn.network.out_features == 4
+    assert bnn.likelihood.scale.shape == (4,)
+
+
+def test_a_class_that_the_training_rows_lack_gets_an_output():
+    x, y = torch.randn(12, 5), torch.tensor([0, 1] * 5 + [2, 2])
+    split = Split(Dataset(x[:10], y[:10]), Dataset(x[10:], y[10:]))
+    assert models.catalogue["mean-field/digits"].build(split).bnn.network.out_features == 3
+    named = Dataset(x[:10], y[:10], class_names=("a", "b", "c", "d"))
+    assert models.catalogue["mean-field/digits"].build(named).bnn.network.out_features == 4
+
+
+def test_known_noise_is_in_the_target_s_own_unit():
+    split = Dataset(torch.randn(50, 1), 100.0 + 7.0 * torch.randn(50)).split(test_size=10)
+    likelihood = gaussian(3.0)(split.train)
+    assert likelihood.scale.item() == pytest.approx(3.0 / split.train.y.std(correction=0).item(), rel=0.02)
+    plain = gaussian(3.0)(Dataset(torch.randn(5, 1), torch.randn(5)))
+    assert plain.scale.item() == pytest.approx(3.0)
+
+
+def test_fixed_noise_comes_back_in_predictions():
+    entry = models.catalogue["mean-field/cubic"]
+    split = data.load("cubic").split(test_size=5, seed=0)
+    aleatoric = run(entry, split).predict(split.test.x, num_samples=2).aleatoric
+    torch.testing.assert_close(aleatoric, torch.full_like(aleatoric, 9.0), rtol=1e-4, atol=0)
+
+
+def test_task_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"'mean-field/uci-mlp' is for regression; given: 'digits', .* classification"):
+        models.catalogue["mean-field/uci-mlp"].build(small_split("digits"))
+
+
+def test_lenet_refuses_what_is_no_square_image():
+    with pytest.raises(ValueError, match=r"square images .*'concrete' have shape \[8\]"):
+        replace(models.catalogue["mean-field/uci-mlp"], network=lenet()).build(small_split("concrete"))
+
+
+def test_adding_an_entry_takes_one_statement():
+    entry = replace(models.catalogue["mean-field/uci-mlp"], name="map/wide", network=mlp(200), guide=guides.Map)
+    bnn, guide, _, settings = entry.build(small_split("concrete"))
+    assert isinstance(guide, guides.Map)
+    assert isinstance(bnn.likelihood, likelihoods.Gaussian)
+    assert [m.out_features for m in bnn.network.modules() if isinstance(m, nn.Linear)] == [200, 1]
+    assert math.isclose(settings["lr"], 5e-3)
