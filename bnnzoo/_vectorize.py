@@ -29,11 +29,16 @@ class Pair(nn.Module):
         return fn(self.model, self.guide, *args, **kwargs)
 
 
+def _uniform(x: Tensor, low: float = 0.0, high: float = 1.0, **named: Any) -> Tensor:
+    low, high = named.get("from", low), named.get("to", high)  # torch's names, one of them no identifier
+    return torch.rand_like(x) * (high - low) + low
+
+
 #: torch's distributions draw with these in-place methods on fresh tensors and use what they return.
 _DRAWS: dict[Callable, Callable[..., Tensor]] = {
     Tensor.normal_: lambda x, mean=0.0, std=1.0, **_: torch.randn_like(x) * std + mean,
-    Tensor.uniform_: lambda x, low=0.0, high=1.0, **_: torch.rand_like(x) * (high - low) + low,
-    Tensor.exponential_: lambda x, rate=1.0, **_: -torch.log1p(-torch.rand_like(x)) / rate,
+    Tensor.uniform_: _uniform,
+    Tensor.exponential_: lambda x, lambd=1.0, **_: -torch.log1p(-torch.rand_like(x)) / lambd,
     Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: (
         median + sigma * torch.tan(torch.pi * (torch.rand_like(x) - 0.5))
     ),
