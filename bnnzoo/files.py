@@ -33,8 +33,8 @@ def write(path: Path, format: str, content: dict[str, Any]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             try:
                 torch.save({"format": format, "version": VERSION, **content}, file)
-            except RuntimeError as error:  # torch's zip writer reports a full disk so
-                raise OSError(f"cannot write {path}: {error}") from error
+            except RuntimeError as error:  # torch's zip writer reports a full disk so, in terms of its own
+                raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
