@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -23,6 +25,14 @@ class Pair(nn.Module):
         super().__init__()
         self.model = model
         self.guide = guide
+
+    def copy(self) -> Pair:
+        """A deep copy whose guide belongs to the copied model."""
+        model, guide = copy.deepcopy((self.model, self.guide))
+        if isinstance(guide, AutoGuide):
+            # Copying makes Pyro's AutoGuides forget their model, the original too.
+            self.guide._model, guide._model = (self.model,), (model,)  # type: ignore[assignment]
+        return Pair(model, guide)
 
     def forward(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`fn(model, guide, *args, **kwargs)`."""

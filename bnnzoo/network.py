@@ -23,16 +23,37 @@ _instances = itertools.count()
 _STANDARD_NORMAL = dist.Normal(0.0, 1.0)
 
 
-def unique_name(kind: str) -> str:
-    """A name that no other module of this process has.
+class Program(PyroModule):
+    """A Pyro program whose parameters are its own: the base of `BayesianNetwork` and of the guides.
 
-    Under Pyro's default settings parameters live in a global store under their module's name; two networks must not
-    share an entry there.
+    Under Pyro's default settings `SVI` trains what it hears of through `pyro.param`, in a global store; each call tells
+    it the trainable parameters, under a name that no other instance has. With `module_local_params` on, as in `fit`,
+    nobody is told.
     """
-    return f"{kind}_{next(_instances)}"
+
+    def __init__(self) -> None:
+        with pyro.settings.context(module_local_params=True):
+            super().__init__(name=f"{type(self).__name__}_{next(_instances)}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program.
+
+        Raises:
+            RuntimeError: If Pyro's store holds other parameters under this program's name, as a copy's: they would
+                silently not be trained.
+        """
+        if not pyro.settings.get("module_local_params"):
+            for name, parameter in self.named_parameters():
+                # The outermost attribute access of a PyroModule would do this too, and warn of every random weight.
+                if parameter.requires_grad and pyro.param(f"{self._pyro_name}.{name}", parameter) is not parameter:
+                    raise RuntimeError(
+                        f"Pyro's parameter store already holds a {self._pyro_name}.{name}, of a copy of this "
+                        "program: call pyro.clear_param_store(), or use fit, which keeps parameters local"
+                    )
+        return self.forward(*args, **kwargs)
 
 
-class BayesianNetwork(PyroModule):
+class BayesianNetwork(Program):
     """A network with random weights, as a Pyro model `p(w) p(y | f(x; w))`.
 
     Every parameter with a prior is a site, named as in `network.named_parameters()`; tied parameters are one site. The
@@ -70,8 +91,7 @@ class BayesianNetwork(PyroModule):
             raise TypeError(
                 f"likelihood must be one of bnnzoo.likelihoods (an instance), not {type(likelihood).__name__}"
             )
-        with pyro.settings.context(module_local_params=True):
-            super().__init__(name=unique_name("BayesianNetwork"))
+        super().__init__()
         lazy = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
         if lazy:
             raise ValueError(f"network has uninitialized lazy parameters {lazy}: run it once on an example first")
@@ -134,7 +154,7 @@ class BayesianNetwork(PyroModule):
         """
         values = {name: pyro.sample(name, prior) for name, prior in self._prior_sites.items()}
         output = self.output(values, x)
-        likelihood = self._announced("likelihood")
+        likelihood = self.likelihood
         latent = {name: pyro.sample(name, prior) for name, prior in likelihood.sites().items()}
         batch = x.shape[0]
         subsample = None if size is None or size == batch else range(batch)
@@ -150,15 +170,7 @@ class BayesianNetwork(PyroModule):
             x: Inputs, [B, ...].
         """
         with self._substituted(values):
-            return self._announced("network")(x)
-
-    def _announced(self, name: str) -> Any:
-        """A submodule; Pyro hears of it (as PyroModule attributes do) only if it has parameters to train."""
-        module = self._modules[name]
-        assert module is not None
-        if any(p.requires_grad for p in module.parameters()):
-            return getattr(self, name)
-        return module
+            return self.network(x)
 
     @contextmanager
     def _substituted(self, values: dict[str, Tensor]) -> Iterator[None]:

@@ -118,7 +118,7 @@ def fit(
         DivergenceWarning: If a chain diverged; the others are not touched by it.
     """
     settings = {name: value for name, value in locals().items() if name not in ("bnn", "guide", "data")}
-    return _fit(Pair(*copy.deepcopy((bnn, guide))), None, data, **settings)
+    return _fit(Pair(bnn, guide).copy(), None, data, **settings)
 
 
 def resume(posterior: Posterior, data: Any, **settings: Any) -> Posterior:
@@ -129,7 +129,7 @@ def resume(posterior: Posterior, data: Any, **settings: Any) -> Posterior:
     defaults = {n: p.default for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY}
     if isinstance(posterior.guide, Empirical):
         raise TypeError("stored draws have nothing to train: draw more with bnnzoo.sample")
-    pair = Pair(*copy.deepcopy((posterior.bnn, posterior.guide)))
+    pair = Pair(posterior.bnn, posterior.guide).copy()
     return _fit(pair, posterior, data, **{**defaults, **settings, "chains": posterior.chains})
 
 
@@ -219,6 +219,8 @@ def training_tensors(
             output = bnn.output(bnn.initial_values(), x[:2])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"the network fails on inputs of shape {list(x[:2].shape)}: {error}") from error
+    if len(output) != len(x[:2]):
+        raise ValueError(f"the network returns {len(output)} outputs for {len(x[:2])} inputs: one a row is needed")
     bnn.likelihood.check(output, y)
     return x, y
 
@@ -230,7 +232,7 @@ def _initial_state(
     copies = []
     for chain in range(chains):
         # The last chain is the template itself, so that a single chain is not copied.
-        each = copy.deepcopy(pair) if chain < chains - 1 else pair
+        each = pair.copy() if chain < chains - 1 else pair
         with seeded(chain_seed(seed, chain), x.device):
             if chain > 0:
                 each.model.reset_parameters()

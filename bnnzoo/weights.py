@@ -103,6 +103,11 @@ class FlatNormal(dist.Normal):
         self.log_scale = log_scale
         super().__init__(loc, log_scale.exp(), validate_args=False)
 
+    @cached_property
+    def variance(self) -> Tensor:
+        """Variances, [D]."""
+        return self.scale * self.scale
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.Normal:
         """An ordinary `Normal`, expanded."""
         return dist.Normal(self.loc, self.scale).expand(torch.Size(batch_shape))
@@ -110,12 +115,11 @@ class FlatNormal(dist.Normal):
 
 @register_kl(FlatNormal, dist.Normal)
 def _kl_flat_normal(q: FlatNormal, p: dist.Normal) -> Tensor:
-    # The textbook form takes nine passes over [D]; it is summed here where the prior is one scalar distribution.
-    deviation = q.loc - p.loc
+    # Summed before it is scaled where the prior is one scalar distribution: half the passes over [D] of the textbook form.
+    squares = (q.loc - p.loc).square() + q.variance
     if p.loc.numel() == p.scale.numel() == 1:
-        squares = torch.dot(deviation, deviation) + torch.dot(q.scale, q.scale)
-        return 0.5 * squares / p.scale**2 - q.log_scale.sum() + (p.scale.log() - 0.5) * q.loc.numel()
-    return (0.5 * (deviation**2 + q.scale**2) / p.scale**2 - q.log_scale + p.scale.log() - 0.5).sum()
+        return 0.5 * squares.sum() / p.scale**2 - q.log_scale.sum() + (p.scale.log() - 0.5) * q.loc.numel()
+    return (0.5 * squares / p.scale**2 - q.log_scale + p.scale.log() - 0.5).sum()
 
 
 class NormalWeight(TorchDistribution):
@@ -215,7 +219,7 @@ class NormalBlock(Block):
     @cached_property
     def variances(self) -> list[Tensor]:
         """Variances, one tensor a site."""
-        return self.layout.split(self.joint.scale * self.joint.scale)
+        return self.layout.split(self.joint.variance)
 
     def _part(self, index: int, shape: torch.Size) -> NormalWeight:
         return NormalWeight(self.layout.names[index], self._locs[index], self, index, self.sampling[index])
@@ -241,7 +245,8 @@ class RandomWeight(torch.Tensor):
     """A weight that is not sampled yet: it looks like a tensor of the weight's shape and carries its distribution.
 
     The first operation to use it decides what happens: one with a rule in `RULES` applies the weight's sampling rule,
-    any other one gets a dense sample, drawn once. Reading shape, dtype or device draws nothing.
+    any other one gets a dense sample, drawn once, and so do all later ones. Reading shape, dtype or device draws
+    nothing.
 
     Raises:
         RuntimeError: When a weight consumed by a local or flipout rule is used again in the same pass: the second use
@@ -269,7 +274,7 @@ class RandomWeight(torch.Tensor):
 
     def consume(self, structured: bool) -> NormalWeight:
         """Record a use, and return the distribution."""
-        if self._consumed or (structured and self._sample is not None):
+        if self._consumed:
             raise RuntimeError(
                 f"weight {self.distribution.name!r} is used more than once in one forward pass, and sampling="
                 f"{self.distribution.sampling!r} would draw different noise at each use; "
@@ -313,6 +318,8 @@ _METADATA = frozenset(
         "is_quantized",
         "is_nested",
         "requires_grad",
+        "is_cuda",
+        "is_cpu",
     )
     if hasattr(getattr(torch.Tensor, name), "__get__")
 ) | {
@@ -322,6 +329,9 @@ _METADATA = frozenset(
     torch.Tensor.nelement,
     torch.Tensor.is_floating_point,
     torch.Tensor.is_complex,
+    torch.Tensor.stride,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.get_device,
     torch.Tensor.__len__,
 }
 
@@ -331,6 +341,11 @@ def _densify(value: Any) -> Any:
         value.consume(structured=False)
         return value.dense()
     return value
+
+
+def _if_drawn(value: Any) -> Any:
+    """A weight's dense sample if some operation has drawn one already: later uses must agree with it."""
+    return _densify(value) if isinstance(value, RandomWeight) and value._sample is not None else value
 
 
 def _affine(
@@ -347,10 +362,12 @@ def _affine(
         args: Further arguments of the operation (stride, padding, ...).
         kwargs: The same by name.
     """
-    input = _densify(input)
+    input, weight, bias = _densify(input), _if_drawn(weight), _if_drawn(bias)
     random = [value for value in (weight, bias) if isinstance(value, RandomWeight)]
     for value in random:
         value.consume(structured=True)
+    if not random:
+        return op(input, weight, bias, *args, **kwargs)
     if any(value.distribution.sampling == "flipout" for value in random):
         return _flipout(op, spatial, input, weight, bias, *args, **kwargs)
     mean = op(input, _loc(weight), _loc(bias), *args, **kwargs)
@@ -358,8 +375,9 @@ def _affine(
         squared_bias = bias.distribution.variance if isinstance(bias, RandomWeight) else None
         variance = op(input * input, weight.distribution.variance, squared_bias, *args, **kwargs)
         if squared_bias is None:
-            # A dead input has variance 0, where the square root has no derivative: clamping makes it 0 there.
-            variance = variance.clamp_min(torch.finfo(variance.dtype).tiny)
+            # A dead input has variance 0, where the square root has no derivative: clamping makes it 0 there. The noise
+            # that is left must not be so small that its square is denormal: that makes the next layer ten times slower.
+            variance = variance.clamp_min(torch.finfo(variance.dtype).eps * torch.finfo(variance.dtype).tiny ** 0.5)
     else:
         variance = bias.distribution.variance.view(-1, *[1] * spatial)  # type: ignore[union-attr]
     return torch.addcmul(mean, variance.sqrt(), torch.randn_like(mean))

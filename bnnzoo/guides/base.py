@@ -8,15 +8,14 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from bnnzoo.network import BayesianNetwork, unique_name
+from bnnzoo.network import BayesianNetwork, Program
 from bnnzoo.weights import Layout
 
 
-class Guide(PyroModule):
+class Guide(Program):
     """A Pyro guide over all sites of a `BayesianNetwork`; parameters are flat, sites are views.
 
     A subclass implements `reset_parameters` and `distributions`, for one chain and one particle.
@@ -34,8 +33,7 @@ class Guide(PyroModule):
     def __init__(self, bnn: BayesianNetwork) -> None:
         if not isinstance(bnn, BayesianNetwork):
             raise TypeError(f"{type(self).__name__} is built from a BayesianNetwork, not from {type(bnn).__name__}")
-        with pyro.settings.context(module_local_params=True):
-            super().__init__(name=unique_name(type(self).__name__))
+        super().__init__()
         self._model = (bnn,)  # in a tuple: the model is not a part of the guide
         shapes = {name: shape for block in bnn.blocks for name, shape in _shapes(block.layout)}
         shapes |= {name: prior.shape() for name, prior in bnn.likelihood.sites().items()}
