@@ -21,6 +21,9 @@ class Pair(nn.Module):
     Calling it applies a function: `pair(fn, *args)` is `fn(model, guide, *args)`.
     """
 
+    model: Any
+    guide: Any
+
     def __init__(self, model: nn.Module, guide: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -31,7 +34,7 @@ class Pair(nn.Module):
         model, guide = copy.deepcopy((self.model, self.guide))
         if isinstance(guide, AutoGuide):
             # Copying makes Pyro's AutoGuides forget their model, the original too.
-            self.guide._model, guide._model = (self.model,), (model,)  # type: ignore[assignment]
+            self.guide._model, guide._model = (self.model,), (model,)
         return Pair(model, guide)
 
     def forward(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

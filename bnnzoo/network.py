@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,6 +15,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from bnnzoo._types import Distribution
 from bnnzoo.likelihoods import Likelihood
 from bnnzoo.priors import Prior, map_tensors, resolve
 from bnnzoo.weights import Block, Layout
@@ -98,7 +100,7 @@ class BayesianNetwork(Program):
         self.network = copy.deepcopy(network)
         self.likelihood = copy.deepcopy(likelihood)
         random = {name: prior for name, prior in resolve(prior, self.network).items() if prior is not None}
-        self.priors = random
+        self.priors = _like_parameters(random, self.network)
         clash = set(random) & {*likelihood.sites(), "y", "data"}
         if clash:
             raise ValueError(f"parameter names {sorted(clash)} are taken by the likelihood's sites or by the data")
@@ -116,9 +118,12 @@ class BayesianNetwork(Program):
             raise ValueError("nothing is random: every parameter's prior is None and the likelihood has no site")
 
     @property
-    def sites(self) -> dict[str, dist.Distribution]:
+    def sites(self) -> dict[str, Distribution]:
         """The prior of every latent site: weights by parameter name, then the likelihood's own sites."""
-        return {**self._prior_sites, **self.likelihood.sites()}
+        return {**self._prior_sites, **self._noise_sites()}
+
+    def _noise_sites(self) -> dict[str, TorchDistribution]:
+        return {name: _joint(prior) for name, prior in self.likelihood.sites().items()}
 
     @property
     def blocks(self) -> list[Block]:
@@ -146,20 +151,29 @@ class BayesianNetwork(Program):
 
         Args:
             x: Inputs, [B, ...].
-            y: Targets, [B, ...]; None samples them.
-            size: Number N of data that the batch stands for: its log likelihood is scaled by N/B. Default B.
+            y: Targets, [B, ...], as the likelihood's `prepare` returns them ([B], not [B, 1]); None samples them.
+            size: Number N ≥ B of data that the batch stands for: its log likelihood is scaled by N/B. Default B.
 
         Returns:
             The network's output, [B, ...].
+
+        Raises:
+            ValueError: If `y` has not the shape of the likelihood's targets, or `size` is less than B.
         """
         values = {name: pyro.sample(name, prior) for name, prior in self._prior_sites.items()}
         output = self.output(values, x)
         likelihood = self.likelihood
-        latent = {name: pyro.sample(name, prior) for name, prior in likelihood.sites().items()}
+        latent = {name: pyro.sample(name, prior) for name, prior in self._noise_sites().items()}
+        targets = likelihood.distribution(output, **latent)
+        if y is not None and y.shape != targets.shape():
+            # [B, 1] would broadcast against [B] without a word.
+            raise ValueError(f"targets y must have shape {list(targets.shape())} here, not {list(y.shape)}")
         batch = x.shape[0]
-        subsample = None if size is None or size == batch else range(batch)
+        if size is not None and size < batch:
+            raise ValueError(f"size is the number of data that the batch of {batch} stands for; {size} are too few")
+        subsample: Any = None if size is None or size == batch else range(batch)
         with pyro.plate("data", batch if size is None else size, subsample=subsample):
-            pyro.sample("y", likelihood.distribution(output, **latent), obs=y)
+            pyro.sample("y", targets, obs=y)
         return output
 
     def output(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -200,7 +214,29 @@ class BayesianNetwork(Program):
         self._prior_sites = {name: site for block in self._blocks for name, site in block.sites()}
 
 
-def _group(priors: dict[str, dist.Distribution], shapes: dict[str, torch.Size]) -> list[Block]:
+def _joint(prior: TorchDistribution) -> TorchDistribution:
+    """All of a prior's dimensions as one event: a site outside of plates has no batch."""
+    return prior.to_event(len(prior.batch_shape)) if prior.batch_shape else prior
+
+
+def _like_parameters(priors: dict[str, TorchDistribution], network: nn.Module) -> dict[str, TorchDistribution]:
+    """Priors in their parameters' dtypes and on their devices; one that several parameters share stays one."""
+    moved: dict[Any, TorchDistribution] = {}
+    result = {}
+    for name, prior in priors.items():
+        like = network.get_parameter(name)
+        key = (id(prior), like.dtype, like.device)
+        if key not in moved:
+            moved[key] = map_tensors(prior, partial(_to, like))
+        result[name] = moved[key]
+    return result
+
+
+def _to(like: Tensor, value: Tensor) -> Tensor:
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+
+def _group(priors: dict[str, Distribution], shapes: dict[str, torch.Size]) -> list[Block]:
     """Merge the sites' priors into blocks: one a distribution object, and one a family of independent elements."""
     groups: dict[Any, list[str]] = {}
     for name, prior in priors.items():
@@ -214,7 +250,7 @@ def _group(priors: dict[str, dist.Distribution], shapes: dict[str, torch.Size]) 
 _MERGEABLE = (dist.Normal, dist.Laplace, dist.StudentT, dist.Cauchy)
 
 
-def _merge(priors: dict[str, dist.Distribution], shapes: dict[str, torch.Size]) -> Block:
+def _merge(priors: dict[str, Distribution], shapes: dict[str, torch.Size]) -> Block:
     layout = Layout({name: shapes[name] for name in priors})
     first = next(iter(priors.values()))
     if type(first) not in _MERGEABLE:
@@ -234,7 +270,7 @@ def _merge(priors: dict[str, dist.Distribution], shapes: dict[str, torch.Size]) 
 class _Whole(Block):
     """The prior of a single weight that is not flat: its sites are not marked as parts of a flat block."""
 
-    def sites(self) -> Iterator[tuple[str, dist.Distribution]]:
+    def sites(self) -> Iterator[tuple[str, Distribution]]:
         (name,), (shape,) = self.layout.names, self.layout.shapes
         prior = self.joint.expand(shape[: len(shape) - len(self.joint.event_shape)])
         yield name, prior.to_event(len(prior.batch_shape))

@@ -13,15 +13,14 @@ from typing import Any
 
 import pyro.infer
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from bnnzoo._types import Distribution, Site
 from bnnzoo._vectorize import vectorize
 from bnnzoo.weights import Block, RandomWeight
 
@@ -40,9 +39,9 @@ class Sites(Messenger):
         super().__init__()
         self.values = values or {}
         self.structured = structured
-        self.messages: dict[str, Message] = {}
+        self.messages: dict[str, Site] = {}
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
         assert msg["name"] is not None
@@ -53,12 +52,12 @@ class Sites(Messenger):
             msg["value"] = msg["fn"].structured()
             msg["done"] = True
 
-    def _pyro_post_sample(self, msg: Message) -> None:
+    def _pyro_post_sample(self, msg: Site) -> None:
         if not site_is_subsample(msg):
             assert msg["name"] is not None
             self.messages[msg["name"]] = msg
 
-    def run(self, program: Callable, *args: Any, **kwargs: Any) -> dict[str, Message]:
+    def run(self, program: Callable, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run a program and return its sample sites, by name."""
         with self:
             program(*args, **kwargs)
@@ -70,7 +69,7 @@ class Sites(Messenger):
         return {name: msg["value"] for name, msg in self.messages.items() if not msg["is_observed"]}
 
 
-def log_prob(site: Message) -> Tensor:
+def log_prob(site: Site) -> Tensor:
     """Log density of a site's value, scaled and masked as its handlers say, summed."""
     value = site["value"]
     if isinstance(value, RandomWeight):
@@ -143,7 +142,11 @@ class ELBO(pyro.infer.ELBO):
         if any(_updates_buffers(module) for module in model.modules()):
             # Each particle moves the running statistics in turn; mapped particles cannot share that write.
             return torch.stack([particle() for _ in range(self.num_particles)]).mean()
-        return vectorize(lambda _: particle())(torch.arange(self.num_particles)).mean()
+        # Pyro's global store takes in new parameters outside of vmap only: there a first particle announces them.
+        first = [] if pyro.settings.get("module_local_params") else [particle()[None]]
+        with pyro.validation_enabled(False):  # it calls .item()
+            rest = vectorize(lambda _: particle())(torch.arange(self.num_particles - len(first)))
+        return torch.cat([*first, rest]).mean()
 
 
 def _updates_buffers(module: nn.Module) -> bool:
@@ -163,7 +166,7 @@ class KLAnnealing:
         return min(1.0, epoch / self.epochs)
 
 
-def kl_terms(q: dict[str, Message], p: dict[str, Message]) -> list[Tensor]:
+def kl_terms(q: dict[str, Site], p: dict[str, Site]) -> list[Tensor]:
     """KL(q || p) by site, or by block of sites where guide and model agree on one.
 
     Args:
@@ -198,29 +201,30 @@ def kl_terms(q: dict[str, Message], p: dict[str, Message]) -> list[Tensor]:
     return terms
 
 
-def _shared_block(site: Message, p: dict[str, Message], q: dict[str, Message]) -> tuple[Block, Block] | None:
+def _shared_block(site: Site, p: dict[str, Site], q: dict[str, Site]) -> tuple[Block, Block] | None:
     """The blocks of a guide's site and of its prior, if they span the same sites and nothing interferes with any."""
-    block = getattr(site["fn"], "block", None)
+    block: Block | None = getattr(site["fn"], "block", None)
     if block is None or block.layout.names[0] not in p:
         return None
-    prior = getattr(p[block.layout.names[0]]["fn"], "block", None)
+    prior: Block | None = getattr(p[block.layout.names[0]]["fn"], "block", None)
     if prior is None or prior.layout.names != block.layout.names:
         return None
     for name in block.layout.names:
-        if name not in p or name not in q or not _plain(p[name]) or not _plain(q[name]):
+        own, others = q.get(name), p.get(name)
+        if own is None or others is None or not _plain(own) or not _plain(others):
             return None
-        if getattr(p[name]["fn"], "block", None) is not prior or getattr(q[name]["fn"], "block", None) is not block:
+        if getattr(own["fn"], "block", None) is not block or getattr(others["fn"], "block", None) is not prior:
             return None
     return block, prior
 
 
-def _plain(site: Message) -> bool:
+def _plain(site: Site) -> bool:
     return (
         not site["is_observed"] and site["mask"] is None and isinstance(site["scale"], float) and site["scale"] == 1.0
     )
 
 
-def _kl(name: str, q: Message, p: Message) -> Tensor:
+def _kl(name: str, q: Site, p: Site) -> Tensor:
     _check_reparameterized(name, q)
     same_handling = q["scale"] is p["scale"] or (isinstance(q["scale"], float) and q["scale"] == p["scale"])
     if same_handling and q["mask"] is None and p["mask"] is None and not _is_point(q["fn"]):
@@ -231,7 +235,7 @@ def _kl(name: str, q: Message, p: Message) -> Tensor:
     return log_prob(q) - log_prob(p)
 
 
-def _divergence(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor:
+def _divergence(q: Distribution, p: Distribution) -> Tensor:
     """KL of two flat distributions, or one draw's estimate of it."""
     try:
         return kl_divergence(q, p).sum()
@@ -240,7 +244,7 @@ def _divergence(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor:
         return (q.log_prob(w) - p.log_prob(w)).sum()
 
 
-def _auxiliary(name: str, site: Message) -> Tensor:
+def _auxiliary(name: str, site: Site) -> Tensor:
     """A guide's own site: an auxiliary variable or a factor."""
     if not site["is_observed"]:
         if not site["infer"].get("is_auxiliary"):
@@ -249,12 +253,12 @@ def _auxiliary(name: str, site: Message) -> Tensor:
     return log_prob(site)
 
 
-def _is_point(q: TorchDistributionMixin) -> bool:
+def _is_point(q: Distribution) -> bool:
     # Pyro's KL of a Delta drops its log_density, in which guides hide Jacobians.
     return getattr(getattr(q, "base_dist", q), "log_density", None) is not None
 
 
-def _check_reparameterized(name: str, site: Message) -> None:
+def _check_reparameterized(name: str, site: Site) -> None:
     if not getattr(site["fn"], "has_rsample", False):
         raise ValueError(
             f"the guide's site {name!r} ({type(site['fn']).__name__}) cannot be reparameterized, and this objective "

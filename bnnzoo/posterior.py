@@ -67,7 +67,7 @@ class Posterior:
     @property
     def bnn(self) -> BayesianNetwork:
         """The model."""
-        return self._pair.model  # type: ignore[return-value]
+        return self._pair.model
 
     @property
     def guide(self) -> nn.Module:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bnnzoo._types import Distribution
 from bnnzoo._vectorize import seeded
 
 #: Elements that one block of a reduction over draws may hold.
@@ -29,18 +30,19 @@ class Prediction:
     """
 
     parameters: dict[str, Tensor]
-    family: type[dist.Distribution]
+    family: type[Distribution]
     task: str
 
     @property
-    def distribution(self) -> dist.Distribution:
+    def distribution(self) -> Distribution:
         """The targets' distribution for each draw; batch shape [chain, draw, N, *event]."""
         return self.family(**self.parameters)
 
     @property
     def shape(self) -> torch.Size:
         """[chain, draw, N, *event]."""
-        return self.distribution.batch_shape
+        shape = torch.broadcast_shapes(*(value.shape for value in self.parameters.values()))
+        return shape[:-1] if issubclass(self.family, dist.Categorical) else shape
 
     def __len__(self) -> int:
         return self.shape[2]
@@ -116,7 +118,7 @@ class Prediction:
         """
         y = self._targets(y)
 
-        def mixture(d: dist.Distribution, rows: Tensor) -> Tensor:
+        def mixture(d: Distribution, rows: Tensor) -> Tensor:
             log_density = d.log_prob(rows)
             log_density = log_density.flatten(3).sum(-1) if log_density.dim() > 3 else log_density
             return log_density.logsumexp((0, 1)) - math.log(math.prod(log_density.shape[:2]))
@@ -155,7 +157,7 @@ class Prediction:
             return torch.quantile(self.sample(seed).flatten(0, 1).double(), q, dim=0, interpolation="higher")
         self._continuous("a quantile")
 
-        def bisect(d: dist.Distribution) -> Tensor:
+        def bisect(d: Distribution) -> Tensor:
             centers, spread = d.mean, 12 * d.stddev
             low, high = (centers - spread).amin((0, 1)), (centers + spread).amax((0, 1))
             for _ in range(60 if low.dtype == torch.float64 else 30):
@@ -194,7 +196,7 @@ class Prediction:
         parts = [fn(d, *(y[rows] for y in targets)) for rows, d in self._blocks()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _blocks(self) -> Iterator[tuple[slice, dist.Distribution]]:
+    def _blocks(self) -> Iterator[tuple[slice, Distribution]]:
         size = len(self)
         per_row = max(value.numel() for value in self.parameters.values()) // max(size, 1)
         step = max(1, _BLOCK // max(per_row, 1))
@@ -203,12 +205,12 @@ class Prediction:
             block = {n: v if v.shape[2] == 1 and size > 1 else v[:, :, rows] for n, v in self.parameters.items()}
             yield rows, self.family(**block)
 
-    def _number(self, d: dist.Distribution, moment: str) -> Tensor:
+    def _number(self, d: Distribution, moment: str) -> Tensor:
         if isinstance(d, dist.Categorical):
             raise TypeError("classes have no mean or variance: use probs, entropy or mutual_information")
         return getattr(d, moment)
 
-    def _classes(self, d: dist.Distribution) -> Tensor:
+    def _classes(self, d: Distribution) -> Tensor:
         if self.task != "classification":
             raise TypeError(f"{self.family.__name__} targets are not classes: use mean, epistemic and aleatoric")
         return d.probs if isinstance(d, dist.Categorical) else torch.stack([1 - d.probs, d.probs], dim=-1)

@@ -129,7 +129,7 @@ def _build(
     likelihood = decode(content["likelihood"])
     likelihood.load_state_dict(content["likelihood_state"])
     prior = {name: decode(each) for name, each in content["prior"].items()}
-    rest = {"*": None} if set(parameters) - set(prior) else {}
+    rest: dict[Any, Any] = {"*": None} if set(parameters) - set(prior) else {}
     bnn = BayesianNetwork(network, likelihood.to(device), {**prior, **rest})
     if make_guide is not None:
         guide = make_guide(bnn)

@@ -280,7 +280,7 @@ class Trainer:
         self,
         pair: Pair,
         state: tuple[dict[str, Tensor], dict[str, Tensor]],
-        objective: pyro.infer.ELBO,
+        objective: Any,
         data: tuple[Tensor, Tensor],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         clip_norm: float | None = None,
@@ -299,7 +299,7 @@ class Trainer:
                     own[name].copy_(value[0])
                 for name, value in buffers.items():
                     own_buffers[name].copy_(value[0])
-            self._leaves = [own[name] for name in parameters]
+            self._leaves: list[Tensor] = [own[name] for name in parameters]
             self.parameters = {name: own[name].detach()[None] for name in parameters}
             self.buffers = {name: own_buffers[name].detach()[None] for name in buffers}
         else:
@@ -424,7 +424,7 @@ class _Run:
         steps = math.ceil(size / batch_size)
         total = torch.zeros(self.chains, device=trainer.x.device)
         for step in range(steps):
-            trainer.objective.epoch = epoch + step / steps  # type: ignore[attr-defined]
+            trainer.objective.epoch = epoch + step / steps
             total += trainer.step(order[:, step * batch_size : (step + 1) * batch_size])
         return total / steps
 

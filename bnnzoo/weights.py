@@ -33,6 +33,8 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 from torch.utils._pytree import tree_map
 
+from bnnzoo._types import Distribution
+
 Sampling = Literal["dense", "local", "flipout"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
@@ -73,18 +75,18 @@ class Block:
         layout: The sites.
     """
 
-    def __init__(self, joint: dist.Distribution, layout: Layout) -> None:
+    def __init__(self, joint: Distribution, layout: Layout) -> None:
         self.joint = joint
         self.layout = layout
 
-    def sites(self) -> Iterator[tuple[str, dist.Distribution]]:
+    def sites(self) -> Iterator[tuple[str, Distribution]]:
         """The distribution of each site, marked (`.block`) as a part of this block."""
         for index, (name, shape) in enumerate(zip(self.layout.names, self.layout.shapes, strict=True)):
             site = self._part(index, shape)
             site.block = self
             yield name, site
 
-    def _part(self, index: int, shape: torch.Size) -> dist.Distribution:
+    def _part(self, index: int, shape: torch.Size) -> Distribution:
         if not self.joint.batch_shape:
             return self.joint.expand(shape).to_event(len(shape))
         arguments = {name: self.layout.split(getattr(self.joint, name))[index] for name in self.joint.arg_constraints}
@@ -115,7 +117,7 @@ class FlatNormal(dist.Normal):
 
 @register_kl(FlatNormal, dist.Normal)
 def _kl_flat_normal(q: FlatNormal, p: dist.Normal) -> Tensor:
-    # Summed before it is scaled where the prior is one scalar distribution: half the passes over [D] of the textbook form.
+    # Summed before it is scaled where the prior is one scalar distribution: half the textbook form's passes over [D].
     squares = (q.loc - p.loc).square() + q.variance
     if p.loc.numel() == p.scale.numel() == 1:
         return 0.5 * squares.sum() / p.scale**2 - q.log_scale.sum() + (p.scale.log() - 0.5) * q.loc.numel()
@@ -172,26 +174,26 @@ class NormalWeight(TorchDistribution):
         noise = torch.randn(*sample_shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
         return torch.addcmul(self.loc, self.scale, noise)
 
-    def independent(self) -> dist.Independent:
+    def as_independent(self) -> dist.Independent:
         """The same distribution in torch's own terms."""
         return dist.Normal(self.loc, self.scale).to_event(len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of a weight, summed over its elements."""
-        return self.independent().log_prob(value)
+        return self.as_independent().log_prob(value)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
         """Independent copies, as torch's own distribution."""
-        return self.independent().expand(torch.Size(batch_shape))
+        return self.as_independent().expand(torch.Size(batch_shape))
 
     def structured(self) -> Tensor:
         """What a network consumes under the weight's sampling rule: a `RandomWeight`, or a sample if it is dense."""
         return self.rsample() if self.sampling == "dense" else RandomWeight(self)
 
 
-@register_kl(NormalWeight, dist.Distribution)
-def _kl_normal_weight(q: NormalWeight, p: dist.Distribution) -> Tensor:
-    return kl_divergence(q.independent(), p)
+@register_kl(NormalWeight, Distribution)
+def _kl_normal_weight(q: NormalWeight, p: Distribution) -> Tensor:
+    return kl_divergence(q.as_independent(), p)
 
 
 class NormalBlock(Block):
@@ -237,7 +239,7 @@ class DeltaBlock(Block):
         super().__init__(dist.Delta(loc), layout)
         self._locs = layout.split(loc)
 
-    def _part(self, index: int, shape: torch.Size) -> dist.Distribution:
+    def _part(self, index: int, shape: torch.Size) -> Distribution:
         return dist.Delta(self._locs[index], event_dim=len(shape))
 
 
@@ -254,9 +256,11 @@ class RandomWeight(torch.Tensor):
     """
 
     distribution: NormalWeight
+    _sample: Tensor | None
+    _consumed: bool
 
     @staticmethod
-    def __new__(cls, distribution: NormalWeight) -> RandomWeight:
+    def __new__(cls, distribution: NormalWeight) -> RandomWeight:  # noqa: D102
         loc = distribution.loc
         weight = torch.Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)
         weight.distribution = distribution
@@ -298,11 +302,11 @@ class RandomWeight(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Never reached through Python: operations are answered by `__torch_function__`."""
         raise NotImplementedError(f"{func} reached a random weight below torch's Python API")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RandomWeight({self.distribution.name!r}, shape={tuple(self.shape)}, {self.distribution.sampling})"
 
 

@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from bnnzoo._types import Distribution
 from bnnzoo.network import BayesianNetwork, Program
 from bnnzoo.weights import Layout
 
@@ -50,7 +50,7 @@ class Guide(Program):
         """Set the parameters to where training starts, from the model's initial values."""
         raise NotImplementedError
 
-    def distributions(self) -> dict[str, dist.Distribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """The distribution of each site."""
         raise NotImplementedError
 

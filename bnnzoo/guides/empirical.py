@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide
 from bnnzoo.network import BayesianNetwork
 
@@ -40,7 +41,7 @@ class Empirical(Guide):
         for name, key in self.keys.items():
             self.register_buffer(key, draws[name])
 
-    def distributions(self) -> dict[str, dist.Distribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """A `Delta` at one draw, picked at random, for each site."""
         index = torch.randint(self.num_draws, ())
         return {

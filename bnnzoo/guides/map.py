@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import biject_to
 
+from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.weights import DeltaBlock
@@ -36,10 +37,10 @@ class Map(Guide):
         with torch.no_grad():
             self.loc.copy_(self.initial_loc())
 
-    def distributions(self) -> dict[str, dist.Distribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """A `Delta` for each site."""
         blocks, others = self.split_blocks(self.loc)
-        sites: dict[str, dist.Distribution] = {}
+        sites: dict[str, Distribution] = {}
         for loc, layout in zip(blocks, self._blocks, strict=True):
             sites.update(DeltaBlock(loc, layout).sites())
         for loc, (name, prior) in zip(others, self.model.likelihood.sites().items(), strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import biject_to
 
+from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide, resolve_per_site
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.weights import SAMPLINGS, NormalBlock, Sampling
@@ -53,11 +54,11 @@ class MeanField(Guide):
             self.loc.copy_(self.initial_loc())
             self.log_scale.fill_(math.log(self.init_scale))
 
-    def distributions(self) -> dict[str, dist.Distribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """A `NormalWeight` for each weight; a transformed Gaussian for each site of the likelihood."""
         locs, other_locs = self.split_blocks(self.loc)
         log_scales, other_log_scales = self.split_blocks(self.log_scale)
-        sites: dict[str, dist.Distribution] = {}
+        sites: dict[str, Distribution] = {}
         for loc, log_scale, layout, sampling in zip(locs, log_scales, self._blocks, self._samplings, strict=True):
             sites.update(NormalBlock(loc, log_scale, layout, sampling).sites())
         for loc, log_scale, (name, prior) in zip(

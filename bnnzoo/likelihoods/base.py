@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pyro.distributions import Distribution
 from torch import Tensor, nn
+
+from bnnzoo._types import Distribution
 
 LOG_2PI = math.log(2.0 * math.pi)
 # E f(x) for x ~ N(m, s^2) is sum_i weight_i f(m + s node_i)

@@ -85,7 +85,7 @@ class Gaussian(_GaussianTargets):
         return {"scale": scale, "num_outputs": self._count}
 
     @override
-    def sites(self) -> dict[str, Distribution]:
+    def sites(self) -> dict[str, Any]:
         if self.prior is None:
             return {}
         return {"noise": self.prior if self.prior.event_dim else self.prior.expand(self._shape)}
