@@ -210,18 +210,16 @@ def _shared_block(site: Site, p: dict[str, Site], q: dict[str, Site]) -> tuple[B
     if prior is None or prior.layout.names != block.layout.names:
         return None
     for name in block.layout.names:
-        own, others = q.get(name), p.get(name)
-        if own is None or others is None or not _plain(own) or not _plain(others):
-            return None
-        if getattr(own["fn"], "block", None) is not block or getattr(others["fn"], "block", None) is not prior:
+        if not (_plain_part(q.get(name), block) and _plain_part(p.get(name), prior)):
             return None
     return block, prior
 
 
-def _plain(site: Site) -> bool:
-    return (
-        not site["is_observed"] and site["mask"] is None and isinstance(site["scale"], float) and site["scale"] == 1.0
-    )
+def _plain_part(site: Site | None, block: Block) -> bool:
+    """Whether a site is a latent part of the block that no handler scales, masks or replaces."""
+    if site is None or site["is_observed"] or site["mask"] is not None:
+        return False
+    return isinstance(site["scale"], float) and site["scale"] == 1.0 and getattr(site["fn"], "block", None) is block
 
 
 def _kl(name: str, q: Site, p: Site) -> Tensor:

@@ -218,14 +218,15 @@ class Posterior:
 
     def _inputs(self, x: Any) -> Tensor:
         reference = next(iter(self.bnn.network.parameters()))
-        x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).to(self.device)
+        # As for training: integers are inputs of their own kind (of an embedding) only where they come as a tensor.
+        x = x.to(self.device) if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, float), device=self.device)
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ValueError(f"x has {int((~x.isfinite()).sum())} NaN or infinite values")
         if x.dim() == 0 or len(x) == 0:
             raise ValueError("x is empty")
         if self.standardization is not None:
             x = self.standardization.x(x)
-        return x.to(reference.dtype) if x.is_floating_point() or reference.dtype == torch.float64 else x
+        return x.to(reference.dtype) if x.is_floating_point() else x
 
     def _draws(self, num_samples: int, seed: int, most: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Blocks of draws, {site: [chain, block, ...]}; `most` cuts them smaller without changing the draws."""
