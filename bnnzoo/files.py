@@ -59,6 +59,7 @@ def read(path: Path, format: str, device: torch.device | str = "cpu") -> dict[st
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    torch.empty(0, device=device)  # a device that is not there is no damage of the file
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
             broken = archive.testzip()

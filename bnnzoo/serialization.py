@@ -8,8 +8,9 @@ user, who has its code.
 
 from __future__ import annotations
 
-import importlib
+import copy
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def save(posterior: Posterior, path: Path) -> None:
     content = {
         "network": network,
         "network_class": _path(type(bnn.network)),
+        "shapes": {name: list(parameter.shape) for name, parameter in bnn.network.named_parameters()},
         "likelihood": encode(bnn.likelihood),
         "likelihood_state": bnn.likelihood.state_dict(),
         "prior": {name: encode(prior) for name, prior in bnn.priors.items()},
@@ -94,7 +96,7 @@ def load(
     content = files.read(Path(path), _FORMAT, device)
     try:
         return _build(content, network, guide, torch.device(device))
-    except (KeyError, AttributeError, TypeError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
@@ -111,21 +113,14 @@ def _build(
                 "pass it, load(path, network=...)"
             )
         network = decode(content["network"])
-    network = network.to(device=device, dtype=getattr(torch, content["dtype"]))
+    network = copy.deepcopy(network).to(device=device, dtype=getattr(torch, content["dtype"]))
     parameters = dict(network.named_parameters())
-    expected = {name: None for name in content["frozen"]} | content["prior"]
-    missing = sorted(set(expected) - set(parameters))
-    if missing:
-        raise ValueError(f"the network passed does not fit the file: it has no parameter {missing[0]!r}")
+    _compare(content["shapes"], {n: list(p.shape) for n, p in parameters.items()}, "the network does", "parameter")
     with torch.no_grad():
         for name, value in content["frozen"].items():
-            if parameters[name].shape != value.shape:
-                raise ValueError(
-                    f"the network passed does not fit the file: {name!r} has shape {list(parameters[name].shape)}, "
-                    f"the file's {list(value.shape)}"
-                )
             parameters[name].copy_(value)
-            parameters[name].requires_grad_(False)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in content["frozen"])
     likelihood = decode(content["likelihood"])
     likelihood.load_state_dict(content["likelihood_state"])
     prior = {name: decode(each) for name, each in content["prior"].items()}
@@ -145,15 +140,8 @@ def _build(
         (content["parameters"], {n: p for n, p in pair.named_parameters() if p.requires_grad}, "parameter"),
         (content["buffers"], dict(pair.named_buffers()), "buffer"),
     ):
-        shapes = {name: list(value.shape[1:]) for name, value in stored.items()}
-        ours = {name: list(value.shape) for name, value in own.items()}
-        differing = sorted(name for name in set(shapes) | set(ours) if shapes.get(name) != ours.get(name))
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"network and guide do not fit the file: {what} {name!r} has shape {ours.get(name, 'none')}, "
-                f"the file's {shapes.get(name, 'none')}"
-            )
+        theirs = {name: list(value.shape[1:]) for name, value in stored.items()}
+        _compare(theirs, {name: list(value.shape) for name, value in own.items()}, "network and guide do", what)
     if _chains(content) == 1:
         with torch.no_grad():
             for name, value in {**content["parameters"], **content["buffers"]}.items():
@@ -167,6 +155,14 @@ def _build(
         history={name: np.asarray(value.cpu()) for name, value in content["history"].items()},
         info=decode(content["info"]),
     )
+
+
+def _compare(theirs: dict[str, list[int]], ours: dict[str, list[int]], subject: str, what: str) -> None:
+    """Raise ValueError where shapes in the file and shapes of what was built differ."""
+    for name in [*theirs, *ours]:
+        if theirs.get(name) != ours.get(name):
+            here, there = ("none" if each is None else f"shape {each}" for each in (ours.get(name), theirs.get(name)))
+            raise ValueError(f"{subject} not fit the file: {what} {name!r} has {here}, the file's {there}")
 
 
 def _chains(content: dict[str, Any]) -> int:
@@ -185,13 +181,19 @@ def _describe_network(network: nn.Module) -> Any:
     description = encode(network)
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the constructor had to say, it said to the user
-        built = decode(description)
-    same = repr(built) == repr(network) and {n: v.shape for n, v in built.state_dict().items()} == {
-        n: v.shape for n, v in network.state_dict().items()
-    }
-    if not same:
+        try:
+            built = decode(description)
+        except Exception as error:  # a constructor that cannot take what it was given back may raise anything
+            raise NotDescribable(f"{type(network).__name__} cannot be built again: {error}") from error
+    if _architecture(built) != _architecture(network):
         raise NotDescribable(f"{type(network).__name__} is not determined by its constructor's arguments")
     return description
+
+
+def _architecture(network: nn.Module) -> tuple[Any, ...]:
+    shapes = {name: getattr(value, "shape", None) for name, value in network.state_dict().items()}
+    # Tied parameters are named once there, and twice in the state.
+    return repr(network), shapes, [name for name, _ in network.named_parameters()]
 
 
 def _describe_guide(guide: nn.Module) -> Any:
@@ -306,7 +308,9 @@ def _decode_distribution(path: str, arguments: dict[str, Any]) -> Any:
 
 def _arguments(value: Any, skip: set[str]) -> dict[str, Any]:
     """Constructor arguments, read from attributes of the same names (or with a leading underscore)."""
-    found = {}
+    found: dict[str, Any] = {}
+    if type(value).__init__ is nn.Module.__init__ or isinstance(value, nn.Identity):
+        return found  # nn.Tanh and others without a constructor of their own
     for name, parameter in inspect.signature(type(value).__init__).parameters.items():
         if name in {"self", "device", "dtype"} | skip:
             continue
@@ -336,11 +340,11 @@ def _allowed_path(cls: type) -> str:
 
 
 def _class(path: str) -> Any:
-    """The class that an allowed path names."""
+    """The class that an allowed path names. Nothing is imported for it: an import runs code."""
     module, _, name = path.rpartition(".")
     if not path.startswith(_ALLOWED):
         raise ValueError(f"the file names {path!r}, which is of no package that it may name: {', '.join(_ALLOWED)}")
-    cls = getattr(importlib.import_module(module), name, None)
+    cls = getattr(sys.modules.get(module), name, None)
     kinds = (nn.Module, torch.distributions.Distribution)
     plain = isinstance(cls, type) and path.startswith("bnnzoo.priors.")
     if not (isinstance(cls, type) and (issubclass(cls, kinds) or plain)):

@@ -104,7 +104,7 @@ def test_cdf_and_quantile_are_the_mixtures(prediction):
         expected = np.empty(loc.shape[1:])
         for place in np.ndindex(expected.shape):
             mixture = stats.norm(loc[(slice(None), *place)], scale[(slice(None), *place)])
-            expected[place] = optimize.brentq(lambda v, m=mixture: m.cdf(v).mean() - q, -100, 100, xtol=1e-13)
+            expected[place] = optimize.brentq(lambda v, m=mixture, q=q: m.cdf(v).mean() - q, -100, 100, xtol=1e-13)
         np.testing.assert_allclose(prediction.quantile(q), expected, atol=1e-8)
 
 
