@@ -122,7 +122,7 @@ class BayesianNetwork(Program):
         """The prior of every latent site: weights by parameter name, then the likelihood's own sites."""
         return {**self._prior_sites, **self._noise_sites()}
 
-    def _noise_sites(self) -> dict[str, TorchDistribution]:
+    def _noise_sites(self) -> dict[str, Distribution]:
         return {name: _joint(prior) for name, prior in self.likelihood.sites().items()}
 
     @property
@@ -214,14 +214,14 @@ class BayesianNetwork(Program):
         self._prior_sites = {name: site for block in self._blocks for name, site in block.sites()}
 
 
-def _joint(prior: TorchDistribution) -> TorchDistribution:
+def _joint(prior: Distribution) -> Distribution:
     """All of a prior's dimensions as one event: a site outside of plates has no batch."""
     return prior.to_event(len(prior.batch_shape)) if prior.batch_shape else prior
 
 
-def _like_parameters(priors: dict[str, TorchDistribution], network: nn.Module) -> dict[str, TorchDistribution]:
+def _like_parameters(priors: dict[str, Distribution], network: nn.Module) -> dict[str, Distribution]:
     """Priors in their parameters' dtypes and on their devices; one that several parameters share stays one."""
-    moved: dict[Any, TorchDistribution] = {}
+    moved: dict[Any, Distribution] = {}
     result = {}
     for name, prior in priors.items():
         like = network.get_parameter(name)
