@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor, nn
+from torch.distributions import biject_to
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -174,14 +177,20 @@ class Posterior:
         Args:
             samples: As `sample` returns them.
         """
-        if not getattr(self.guide, "has_density", isinstance(self.guide, Guide) is False):
+        if not getattr(self.guide, "has_density", True):
             return None
+        known = True
 
-        def density(model: nn.Module, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
-            sites = Sites(values).run(guide)
+        def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
+            given = _unconstrained(guide, values)
+            sites = Sites(given).run(guide)
+            # A point has no density, and where a guide draws further sites only the joint density is known.
+            nonlocal known
+            known = set(given) == {name for name, site in sites.items() if not _is_point(site["fn"])}
             return torch.stack([log_prob(site) for site in sites.values()]).sum()
 
-        return self._map(density, samples)
+        result = self._map(density, samples)
+        return result if known else None
 
     def log_prior(self, samples: dict[str, Tensor]) -> Tensor:
         """Log density of draws under the prior, [chain, draw].
@@ -245,10 +254,12 @@ class Posterior:
                 yield {name: value[:, first : first + step] for name, value in values.items()}
 
     def _draw(self, size: int, seed: int) -> dict[str, Tensor]:
+        names = list(self.bnn.sites)  # and none of a guide's own auxiliary sites
+
         def draw(model: nn.Module, guide: nn.Module, _: Tensor) -> dict[str, Tensor]:
             sites = Sites()
             sites.run(guide)
-            return {name: value for name, value in sites.drawn.items() if not name.startswith("_")}
+            return {name: sites.drawn[name] for name in names}
 
         with seeded(seed, self.device):
             return self._map(draw, torch.zeros(self.chains, size, device=self.device))
@@ -329,6 +340,21 @@ class Posterior:
             raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
         finally:
             self._pair.train(training)
+
+
+def _unconstrained(guide: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What to give a guide's random sites for given weights; Pyro's AutoGuides draw in unconstrained space."""
+    if not isinstance(guide, AutoNormal | AutoContinuous):
+        return values
+    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    latent = {name: biject_to(site["fn"].support).inv(values[name]) for name, site in sites.items()}
+    if isinstance(guide, AutoNormal):
+        return {f"{name}_unconstrained": value for name, value in latent.items()}
+    return {f"_{guide._pyro_name}_latent": torch.cat([value.reshape(-1) for value in latent.values()])}
+
+
+def _is_point(distribution: Any) -> bool:
+    return isinstance(getattr(distribution, "base_dist", distribution), dist.Delta)
 
 
 def _conditional(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
