@@ -31,10 +31,16 @@ class Pair(nn.Module):
 
     def copy(self) -> Pair:
         """A deep copy whose guide belongs to the copied model."""
-        model, guide = copy.deepcopy((self.model, self.guide))
-        if isinstance(guide, AutoGuide):
-            # Copying makes Pyro's AutoGuides forget their model, the original too.
-            self.guide._model, guide._model = (self.model,), (model,)
+        memo: dict[int, Any] = {}
+        model = copy.deepcopy(self.model, memo)
+        # Copying makes Pyro's AutoGuides forget their model (in the handler that initializes it), the original too.
+        autos = [part for part in self.guide.modules() if isinstance(part, AutoGuide)]
+        held = [(part._model, part.master) for part in autos]
+        guide = copy.deepcopy(self.guide, memo)
+        twins = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+        for part, twin, (program, master) in zip(autos, twins, held, strict=True):
+            part._model, part.master = program, master
+            twin._model = copy.deepcopy(program, memo)
         return Pair(model, guide)
 
     def forward(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

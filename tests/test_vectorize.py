@@ -5,11 +5,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroModule, PyroParam
 from scipy import stats
 from torch import nn
 
+from bnnzoo import BayesianNetwork
 from bnnzoo._vectorize import OutOfPlaceDraws, Pair, pyro_settings, seeded, vectorize
+from bnnzoo.guides import MeanField
+from bnnzoo.likelihoods import Gaussian
 
 N = 20_000
 # 24 comparisons below: a Kolmogorov-Smirnov p-value under 1e-8 would come up once in 10^6 correct runs.
@@ -175,3 +181,40 @@ def test_pair_maps_over_stacked_parameters():
     outputs = vectorize(call)(stacked)
     assert torch.allclose(outputs[1], 2 * outputs[0], atol=1e-6)
     assert torch.allclose(outputs[0], pair.model(x) + pair.guide(x))
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoLowRankMultivariateNormal, AutoDelta])
+def test_copied_pair_belongs_together_and_leaves_the_original(kind):
+    bnn = BayesianNetwork(nn.Linear(2, 1), Gaussian(0.5))
+    values = {"weight": torch.full((1, 2), 7.0), "bias": torch.full((1,), 5.0)}
+    guide = kind(bnn, init_loc_fn=init_to_value(values=values))
+    program = guide.model
+    twin = Pair(bnn, guide).copy()
+    assert guide.model is program
+    assert twin.guide.model.args[1] is twin.model  # a partial of Pyro's handler
+    assert twin.model is not bnn
+    with pyro_settings(twin):
+        twin.guide(torch.zeros(3, 2), torch.zeros(3))
+    median = twin.guide.median()
+    assert torch.allclose(median["weight"], values["weight"])
+    assert torch.allclose(median["bias"], values["bias"])
+    assert guide.prototype_trace is None
+
+
+def test_copied_guide_of_ours_belongs_to_the_copied_model():
+    bnn = BayesianNetwork(nn.Linear(2, 1), Gaussian(0.5))
+    twin = Pair(bnn, MeanField(bnn)).copy()
+    assert twin.guide.model is twin.model
+    assert twin.model is not bnn
+
+
+def test_copied_guide_of_guides():
+    bnn = BayesianNetwork(nn.Linear(2, 1), Gaussian(0.5))
+    guide = AutoGuideList(bnn)
+    guide.append(AutoNormal(poutine.block(bnn, hide=["bias"])))
+    guide.append(AutoDelta(poutine.block(bnn, hide=["weight"])))
+    twin = Pair(bnn, guide).copy()
+    assert guide[0].master() is guide
+    assert twin.guide[0].master() is twin.guide
+    with pyro_settings(twin):
+        assert set(twin.guide(torch.zeros(3, 2), torch.zeros(3))) == {"weight", "bias"}
