@@ -102,13 +102,19 @@ class FlatNormal(dist.Normal):
     """
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        self.loc = loc
         self.log_scale = log_scale
-        super().__init__(loc, log_scale.exp(), validate_args=False)
+        TorchDistribution.__init__(self, loc.shape, validate_args=False)  # Normal's own would ask for the scale
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviations, [D]."""
+        return self.log_scale.exp()
 
     @cached_property
     def variance(self) -> Tensor:
-        """Variances, [D]."""
-        return self.scale * self.scale
+        """Variances, [D]; local reparameterization and the KL need these alone."""
+        return (2 * self.log_scale).exp()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.Normal:
         """An ordinary `Normal`, expanded."""
@@ -191,7 +197,7 @@ class NormalWeight(TorchDistribution):
         return self.rsample() if self.sampling == "dense" else RandomWeight(self)
 
 
-@register_kl(NormalWeight, Distribution)
+@register_kl(NormalWeight, dist.Distribution)
 def _kl_normal_weight(q: NormalWeight, p: Distribution) -> Tensor:
     return kl_divergence(q.as_independent(), p)
 
