@@ -177,7 +177,7 @@ class NormalWeight(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Reparameterized draws, [*sample_shape, *event_shape]."""
-        noise = torch.randn(*sample_shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise = torch.randn((*sample_shape, *self.event_shape), dtype=self.loc.dtype, device=self.loc.device)
         return torch.addcmul(self.loc, self.scale, noise)
 
     def as_independent(self) -> dist.Independent:
