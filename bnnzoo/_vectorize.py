@@ -14,6 +14,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bnnzoo._mapped_ops import MAPPED_OPS
+
 
 class Pair(nn.Module):
     """A model and a guide as one module, for `torch.func.functional_call`: both see one set of parameters.
@@ -64,13 +66,18 @@ _DRAWS: dict[Callable, Callable[..., Tensor]] = {
     Tensor.bernoulli_: lambda x, p=0.5, **_: (torch.rand_like(x) < p).to(x.dtype),
 }
 
+_ANSWERS = {**_DRAWS, **MAPPED_OPS}
+
 
 class OutOfPlaceDraws(TorchFunctionMode):
-    """Answers the in-place random methods of tensors out of place: vmap refuses them on tensors that are not mapped."""
+    """Answers the in-place random methods of tensors out of place: vmap refuses them on tensors that are not mapped.
+
+    Operations that vmap cannot map at all are answered too, see `bnnzoo._mapped_ops`.
+    """
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Draw out of place, or pass on."""
-        return _DRAWS.get(func, func)(*args, **(kwargs or {}))
+        """Draw out of place, compute by mapped operations, or pass on."""
+        return _ANSWERS.get(func, func)(*args, **(kwargs or {}))
 
 
 def vectorize(fn: Callable, in_dims: Any = 0, randomness: str = "different") -> Callable:
