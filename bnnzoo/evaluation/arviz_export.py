@@ -23,6 +23,7 @@ from bnnzoo.prediction import Prediction
 
 _FEW = 100  # draws a chain below which something else is left out first
 _DRAWS = 200
+_BLOCK = 2**25  # elements of a prediction's parameters that are held at once
 _SAMPLE = ("chain", "draw")
 
 
@@ -285,7 +286,7 @@ class _Export:
     def _blocks(self, x: Tensor, draws: int) -> Iterator[slice]:
         one = self.posterior.predict(x[:1], num_samples=1, seed=self.seed)
         per_row = max(v.shape[2:].numel() for v in one.parameters.values()) * draws * self.posterior.chains
-        step = max(1, 2**25 // per_row)
+        step = max(1, _BLOCK // per_row)
         return (slice(start, start + step) for start in range(0, len(x), step))
 
     def _prior(self, plan: _Plan) -> dict[str, dict[str, Variable]]:

@@ -5,9 +5,10 @@ ArviZ 0.23 (Python 3.11) holds its groups in an `InferenceData`, ArviZ 1.x (Pyth
 builds garbage from it. So this module builds the `xarray.Dataset` of each group itself and leaves to ArviZ only the
 container, the one thing that differs.
 
-Nothing here imports torch or the rest of bnnzoo: this file alone is tested on ArviZ 1.x, in an interpreter without
-torch (`tests/evaluation/test_inference_data.py` loads it by its path there). The same tests and those of the whole
-export run on ArviZ 0.23, where the whole export also runs into the 1.x container.
+Nothing here imports torch or the rest of bnnzoo, so that it runs where there is no torch. Tested on ArviZ 0.23 and
+Python 3.11: everything, and the whole export into both containers. Tested on ArviZ 1.x and Python 3.12, for which the
+package index has torch only with gigabytes of GPU libraries: this file, loaded by its path, and whole exports that
+Python 3.11 wrote to netCDF (`tests/evaluation/test_inference_data.py`, `write_export.py` beside it).
 """
 
 from __future__ import annotations

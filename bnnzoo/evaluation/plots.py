@@ -156,10 +156,12 @@ def _draw_history(ax: Axes, history: dict[str, np.ndarray]) -> None:
     ax.set_title("training", fontsize=10)
     ax.set_xlabel("epoch")
     ax.set_ylabel("loss (sum over the data, nats)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     loss, validation = history.get("loss"), history.get("validation")
     if loss is None or not np.isfinite(loss).any():
         ax.text(0.5, 0.5, "no training history", transform=ax.transAxes, ha="center", color=GRAY)
+        ax.set_xticks([])
+        ax.set_yticks([])
         return
     lines = _draw_chains(ax, loss, "-")
     labels = [f"chain {chain}" for chain in range(len(lines))] if 1 < len(lines) <= len(_CHAINS) else []
@@ -177,6 +179,8 @@ def _draw_chains(ax: Axes, curves: np.ndarray, style: str) -> list[Any]:
     """One line a chain; the axis spans what comes after the first twentieth of the epochs."""
     epochs = np.arange(1, curves.shape[1] + 1)
     marker = "o" if len(epochs) == 1 else None
+    if marker:
+        ax.set_xlim(0, 2)
     lines = []
     for chain, values in enumerate(curves):
         color = _CHAINS[chain % len(_CHAINS)]
@@ -212,7 +216,8 @@ def _draw_predictions(ax: Axes, prediction: Prediction, y: Any, target: str, out
     ax.plot(ends, ends, "--", color="black", lw=0.8, zorder=1)
     ax.set_xlabel(f"observed {target}")
     ax.set_ylabel(f"predicted {target}")
-    ax.set_title(f"95% intervals cover {inside.sum()} of {len(inside)} ({inside.mean():.0%})", fontsize=10)
+    shown = f"; {len(rows)} shown" if len(rows) < len(inside) else ""
+    ax.set_title(f"95% intervals cover {inside.sum()} of {len(inside)} ({inside.mean():.0%}){shown}", fontsize=10)
     ax.legend(fontsize=8, frameon=False, loc="upper left")
 
 

@@ -1,7 +1,9 @@
 """The builder of ArviZ's containers, on whichever line of ArviZ is installed.
 
 On ArviZ 1.x this file runs in an interpreter without torch, so it loads the module by its path:
-`python3.12 -m pytest --noconftest tests/evaluation/test_inference_data.py`.
+`python3.12 -m pytest --noconftest tests/evaluation/test_inference_data.py`. What a whole export looks like there is
+tested on files that `python tests/evaluation/write_export.py FOLDER` wrote beforehand, where torch is; the environment
+variable BNNZOO_EXPORTED names the folder.
 """
 
 import importlib.util
@@ -256,3 +258,32 @@ def test_approximate_leave_one_out_takes_our_sample_stats():
     groups, coords, attrs = conjugate(draws=1000)
     exact = az.loo(module.build(groups, coords=coords, attrs=attrs))
     assert abs(corrected.elpd - exact.elpd) < 0.5
+
+
+@pytest.mark.skipif("BNNZOO_EXPORTED" not in os.environ, reason="needs the files of write_export.py")
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")  # leave-one-out of a rough fit
+@pytest.mark.parametrize("container", ["InferenceData", "DataTree"])
+def test_a_real_export_in_another_process(container):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    idata = az.from_netcdf(Path(os.environ["BNNZOO_EXPORTED"]) / f"{container}.nc")
+    table = az.summary(idata, var_names=["layers.0.bias", "layers.2.weight"], kind="stats")
+    assert len(table) == 16
+    assert idata["posterior"]["layers.0.weight"].dims[2:] == ("layers.0.weight_out", "layers.0.weight_in")
+    assert "bmi" in idata["posterior"]["layers.0.weight_in"].values
+    result = az.loo(idata, reff=1.0)
+    elpd = result.elpd if ONE else result.elpd_loo
+    predictive = np.logaddexp.reduce(idata["log_likelihood"]["y"].values.reshape(400, -1)) - np.log(400)
+    assert -97 < elpd - predictive.sum() < 0  # leaving out costs something, but less than a nat for each of 97 weights
+    assert module.pareto_k(idata).sizes["chain"] == 2
+    if ONE:
+        stat = idata["sample_stats"]
+        assert np.isfinite(az.loo_approximate_posterior(idata, log_p=stat["lp"], log_q=stat["log_q"]).elpd)
+        az.plot_ppc_dist(idata, num_samples=20)
+        az.plot_dist(idata, var_names=["layers.2.weight"])
+    else:
+        az.plot_ppc(idata, num_pp_samples=20)
+    plt.close("all")
