@@ -140,11 +140,24 @@ class BayesianNetwork(Program):
         return {name: self.network.get_parameter(name).detach() for name in self._prior_sites}
 
     def reset_parameters(self) -> None:
-        """Draw fresh initial values by the `reset_parameters` of the network's own modules, where they have one."""
+        """Draw fresh initial values by the `reset_parameters` of the network's own modules, where they have one.
+
+        Frozen parameters (neither random nor trained, as of a pretrained layer) stay as they are, with the buffers of
+        layers that have no others.
+        """
+        frozen = {p: p.clone() for name, p in self.network.named_parameters() if self._is_frozen(name, p)}
         for module in self.network.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
+            own = list(module.parameters(recurse=False))
+            # Torch's attention has a private one.
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if callable(reset) and not (own and all(p in frozen for p in own)):
                 reset()
+        with torch.no_grad():
+            for parameter, value in frozen.items():
+                parameter.copy_(value)
+
+    def _is_frozen(self, name: str, parameter: Tensor) -> bool:
+        return name not in self.priors and not parameter.requires_grad
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         """The Pyro model.

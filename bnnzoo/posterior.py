@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoNormal, AutoNormalizingFlow
 from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.func import functional_call
@@ -177,8 +177,8 @@ class Posterior:
         Args:
             samples: As `sample` returns them.
         """
-        if not getattr(self.guide, "has_density", True):
-            return None
+        if not getattr(self.guide, "has_density", True) or isinstance(self.guide, AutoNormalizingFlow):
+            return None  # the inverse of Pyro's flows does not run under vmap
         known = True
 
         def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:

@@ -95,7 +95,8 @@ def load(
     """
     content = files.read(Path(path), _FORMAT, device)
     try:
-        return _build(content, network, guide, torch.device(device))
+        with seeded(0):  # layers draw initial values, which the file's replace
+            return _build(content, network, guide, torch.device(device))
     except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
