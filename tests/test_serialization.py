@@ -442,7 +442,7 @@ def content(tmp_path_factory):
 
 
 @pytest.fixture
-def tampered(content):
+def tampered(tmp_path, content):
     """Writes such a file with some of its fields changed."""
 
     def write(**changes):
