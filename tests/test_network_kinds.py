@@ -1,4 +1,4 @@
-"""`BayesianNetwork` around networks of all kinds: raw parameters, recurrent, attention, convolutions, reparametrized."""
+"""`BayesianNetwork` around networks of all kinds: raw parameters, recurrent, attention, convolutions."""
 
 import copy
 
