@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 import pyro.infer
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bnnzoo._vectorize import Pair, pyro_settings, seeded, vectorize
 from bnnzoo.checkpoint import Checkpoint
@@ -87,7 +91,8 @@ def fit(
         bnn: The model.
         guide: A guide built from it: one of `bnnzoo.guides`, or any Pyro guide module such as `AutoNormal(bnn)`.
         data: A `bnnzoo.data.Dataset`, a pair `(x, y)` of arrays, tensors or frames, a torch Dataset or DataLoader.
-        objective: A `pyro.infer.ELBO`, default `objectives.ELBO()`.
+        objective: A `pyro.infer.ELBO`, default `objectives.ELBO()`. Those of bnnzoo are mapped over the chains; others
+            run chain by chain.
         epochs: Passes over the data, ≥ 1.
         batch_size: Rows a step, from 1 to the number of data; default the smaller of 100 and that number. The last
             batch of an epoch holds the rest.
@@ -95,8 +100,9 @@ def fit(
         chains: Number of chains, ≥ 1.
         seed: Fixes initial values, minibatches and draws; torch's global generators are left as they were.
         optimizer: `optimizer(parameters, lr=lr)` makes a torch optimizer; default fused Adam. With several chains it
-            must act elementwise, as all common ones but LBFGS do.
-        scheduler: `scheduler(optimizer)` makes a learning-rate scheduler, stepped once an epoch.
+            must act elementwise, as most do (not Adafactor or Muon, which would mix the chains). LBFGS will not do.
+        scheduler: `scheduler(optimizer)` makes a learning-rate scheduler, stepped once an epoch. `ReduceLROnPlateau`
+            follows the validation score, or else the loss, of a single chain.
         clip_norm: Bound of each chain's gradient norm (of the loss summed over the data), > 0.
         validation: Data to score each epoch on (`history["validation"]`: mean negative log predictive density of each
             chain), or a fraction of the training data, in (0, 1), to hold out.
@@ -158,6 +164,8 @@ def _fit(
         callback=settings["callback"],
         progress=sys.stderr.isatty() if progress is None else progress,
     )
+    if not hasattr(run.objective, "differentiable_loss"):
+        raise TypeError(f"{type(run.objective).__name__} has no differentiable_loss to train by: use bnnzoo.objectives")
     if run.checkpoint is not None and not run.checkpoint.parent.is_dir():
         raise FileNotFoundError(f"cannot keep a checkpoint in {run.checkpoint}: there is no such folder")
     dataset, held_out = _validation_split(as_dataset(data), validation, run.patience, run.seed)
@@ -169,7 +177,7 @@ def _fit(
     if not 1 <= batch_size <= size:
         raise ValueError(f"batch_size must be from 1 to the number of data, {size}, not {batch_size}")
     validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
-    with seeded(run.seed, x.device), pyro_settings(pair):
+    with seeded(run.seed, x.device), pyro_settings(pair), torch.enable_grad():
         state = _initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
         posterior = run(pair, state, (x, y), batch_size, validation_tensors)
     posterior.standardization = standardization
@@ -239,7 +247,8 @@ def _initial_state(
                 if isinstance(each.guide, Guide):
                     each.guide.reset_parameters()
             if not isinstance(each.guide, Guide):
-                each.guide(x, y, size=len(x))  # Pyro's AutoGuides make their parameters at the first call
+                with _evaluating(each):  # two rows are no batch to take running statistics from
+                    each.guide(x, y, size=len(x))  # Pyro's AutoGuides make their parameters at the first call
         copies.append(each)
     return stack(copies)
 
@@ -308,8 +317,10 @@ class Trainer:
             self.parameters = {name: leaf.detach() for name, leaf in leaves.items()}
             self.buffers = {name: value.clone() for name, value in buffers.items()}
             self._stacked = leaves
-            self._mapped = vectorize(self._loss)
+            self._mapped = vectorize(self._loss) if self._can_be_mapped() else self._one_by_one
         self.optimizer = optimizer(self._leaves)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ValueError("LBFGS evaluates a step's loss repeatedly, and this one is random: use Adam or SGD")
 
     def losses(self, index: Tensor) -> Tensor:
         """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
@@ -322,6 +333,18 @@ class Trainer:
         loss = partial(self.objective.differentiable_loss, size=len(self.x))
         return functional_call(self.pair, (parameters, buffers), (loss, x, y))
 
+    def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        losses = []
+        for c in range(self.chains):
+            own = [{name: value[c] for name, value in values.items()} for values in (parameters, buffers)]
+            losses.append(self._loss(own[0], own[1], x[c], y[c]))
+        return torch.stack(losses)
+
+    def _can_be_mapped(self) -> bool:
+        # Pyro's own ELBOs, and batch normalization with a cumulative average, call `.item()`.
+        items = any(isinstance(m, _BatchNorm) and m.momentum is None for m in self.pair.modules())
+        return isinstance(self.objective, ELBO) and not items
+
     def step(self, index: Tensor) -> Tensor:
         """One optimizer step; returns the losses before it, [chain]."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -333,11 +356,11 @@ class Trainer:
         return losses.detach()
 
     def _clip(self, bound: float) -> None:
-        grads = [leaf.grad.view(self.chains, -1) for leaf in self._leaves if leaf.grad is not None]
-        norms = torch.linalg.vector_norm(torch.stack([g.norm(dim=1) for g in grads]), dim=0)
-        factors = (bound / (norms + 1e-12)).clamp(max=1.0)[:, None]
+        grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
+        norms = torch.linalg.vector_norm(torch.stack([g.reshape(self.chains, -1).norm(dim=1) for g in grads]), dim=0)
+        factors = (bound / (norms + 1e-12)).clamp(max=1.0)
         for grad in grads:
-            grad.mul_(factors)
+            grad.mul_(factors[0] if self.chains == 1 else factors.view(-1, *[1] * (grad.dim() - 1)))
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers together, by name: views, [chain, ...]."""
@@ -374,25 +397,29 @@ class _Run:
         make = partial(self.optimizer, lr=self.lr)
         trainer = Trainer(pair, state, objective, data, make, self.clip_norm)
         scheduler = self.scheduler(trainer.optimizer) if self.scheduler else None
+        if isinstance(scheduler, ReduceLROnPlateau) and self.chains > 1:
+            raise ValueError("ReduceLROnPlateau follows one loss, and chains share their learning rate: use chains=1")
         size = len(data[0])
         orders = [torch.Generator().manual_seed(chain_seed(self.seed, chain) + 1) for chain in range(self.chains)]
         keeper = _Keeper(trainer, self.patience)
         validate = None if held_out is None else _Validation(pair, trainer, held_out, self.seed)
         saved = None
         if self.checkpoint is not None:
-            saved = Checkpoint(self.checkpoint, self._fingerprint(trainer, size, batch_size))
+            saved = Checkpoint(self.checkpoint, self._fingerprint(trainer, scheduler, batch_size, held_out))
         first = 0
         if saved is not None and saved.exists():
             first = saved.restore(trainer, scheduler, keeper, orders, self.history)
         pair.train()
         with self._bar(first) as advance:
-            for epoch in range(first, self.epochs):
+            for epoch in range(first, self.epochs if keeper.active.any() else first):
                 loss = self._epoch(trainer, orders, epoch, size, batch_size)
                 scores = {"loss": loss} if validate is None else {"loss": loss, "validation": validate()}
                 for name, value in scores.items():
                     self.history.setdefault(name, []).append(value.cpu())
                 keeper.after_epoch(epoch + 1, scores)
-                if scheduler is not None:
+                if isinstance(scheduler, ReduceLROnPlateau):
+                    scheduler.step(list(scores.values())[-1].item())
+                elif scheduler is not None:
                     scheduler.step()
                 stop = self._call_back(epoch + 1, trainer, keeper)
                 if saved is not None:
@@ -436,16 +463,28 @@ class _Run:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: torch.stack(values, dim=1).numpy() for name, values in self.history.items()}
 
-    def _fingerprint(self, trainer: Trainer, size: int, batch_size: int) -> dict[str, Any]:
+    def _fingerprint(
+        self, trainer: Trainer, scheduler: Any, batch_size: int, held_out: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Any]:
         """What must agree for a checkpoint to continue this run."""
+        model = trainer.pair.model
+        numbers = {name: value for name, value in vars(self.objective).items() if isinstance(value, int | float)}
         return {
             "seed": self.seed,
             "chains": self.chains,
             "batch_size": batch_size,
-            "num_data": size,
+            "num_data": len(trainer.x),
+            "checksum of the data": _checksum(trainer.x, trainer.y),
+            "checksum of the validation data": None if held_out is None else _checksum(*held_out),
             "lr": self.lr,
-            "objective": type(self.objective).__name__,
-            "optimizer": type(trainer.optimizer).__name__,
+            "clip_norm": self.clip_norm,
+            "patience": self.patience,
+            "objective": f"{type(self.objective).__name__} {numbers}",
+            "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
+            "scheduler": type(scheduler).__name__,
+            "guide": type(trainer.pair.guide).__name__,
+            "prior": {name: str(prior) for name, prior in model.priors.items()},
+            "likelihood": str(model.likelihood),
             "parameters": {name: list(value.shape) for name, value in trainer.parameters.items()},
         }
 
@@ -463,7 +502,7 @@ class _Run:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns) as bar:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("fit", total=self.epochs, completed=first, loss="-")
 
             def advance(loss: Tensor) -> None:
@@ -509,21 +548,24 @@ class _Keeper:
             better = self.active & (score < self.best)
             self.best = torch.where(better, score, self.best)
             self.since = torch.where(better, 0, self.since + 1)
-            keep &= better
+            keep &= better | self.best.isinf()  # the last one, where no score has been finite
             self.active &= self.since < self.patience
         for name, value in state.items():
             self.held[name][keep] = value[keep]
             value[~self.active] = self.held[name][~self.active]
 
     def finish(self) -> None:
+        """Return to what is held, but keep what a callback did to chains that trained to the end."""
+        done = ~self.active if self.patience is None else torch.ones_like(self.active)
         for name, value in self.trainer.state().items():
-            value.copy_(self.held[name])
+            value[done] = self.held[name][done]
 
 
 class _Validation:
     """The mean negative log predictive density of every chain on held-out data."""
 
     num_samples = 32
+    memory = 2**27  # of the predictions that are held at once, in bytes
 
     def __init__(self, pair: Pair, trainer: Trainer, held_out: tuple[Tensor, Tensor], seed: int) -> None:
         self.pair, self.trainer, self.seed = pair, trainer, seed
@@ -531,9 +573,21 @@ class _Validation:
 
     def __call__(self) -> Tensor:
         posterior = Posterior(self.pair, self.trainer.parameters, self.trainer.buffers)
-        prediction = posterior.predict(self.x, num_samples=self.num_samples, seed=self.seed)
-        scores = [prediction.chain(c).log_prob(self.y).mean() for c in range(self.trainer.chains)]
-        return -torch.stack(scores)
+        draws = self.trainer.chains * self.num_samples
+        row = sum(value.numel() * value.element_size() for value in posterior._conditional_once(self.x).values())
+        rows = max(1, self.memory // (row * draws))
+        scores = []
+        for x, y in zip(self.x.split(rows), self.y.split(rows), strict=True):
+            prediction = posterior.predict(x, num_samples=self.num_samples, seed=self.seed)
+            scores.append(torch.stack([prediction.chain(c).log_prob(y) for c in range(self.trainer.chains)]))
+        return -torch.cat(scores, 1).mean(1)
+
+
+def _checksum(*tensors: Tensor) -> int:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)
+    return value
 
 
 @contextmanager
