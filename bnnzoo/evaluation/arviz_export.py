@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +13,12 @@ from torch import Tensor
 
 from bnnzoo._vectorize import seeded
 from bnnzoo.data import Dataset, as_dataset
-from bnnzoo.evaluation import names
+from bnnzoo.evaluation import budget, names
 from bnnzoo.evaluation.inference_data import Variable, build
 from bnnzoo.evaluation.metrics import to_numpy
 from bnnzoo.posterior import Posterior, _conditional
 from bnnzoo.prediction import Prediction
 
-_FEW = 100  # draws a chain below which something else is left out first
 _DRAWS = 200
 _BLOCK = 2**25  # elements of a prediction's parameters that are held at once
 _SAMPLE = ("chain", "draw")
@@ -37,7 +34,7 @@ def to_arviz(
     sites: str | Sequence[str] | None = None,
     seed: int = 0,
     max_bytes: int = 2**30,
-    container: str = "auto",
+    container: Literal["auto", "InferenceData", "DataTree"] = "auto",
 ) -> Any:
     """Export a posterior to ArviZ.
 
@@ -75,8 +72,8 @@ def to_arviz(
         num_prior_samples: Draws from the prior a chain, at most as many as of the posterior; 0 leaves both groups out.
         sites: Which sites to export, names or patterns such as `"layers.0.*"`. Default: all.
         seed: Fixes all draws; the posterior's are those of `posterior.sample(num_samples, seed)`.
-        max_bytes: What all arrays together may take. If they would take more, fewer draws are exported (not below
-            100), then the prior is left out, then the largest sites; a warning says so.
+        max_bytes: What all arrays together may take. If they would take more, fewer draws are exported, but not below
+            100 before the prior groups, large inputs and the largest sites are left out; a warning says so.
         container: `"InferenceData"` or `"DataTree"` instead of what the installed ArviZ uses.
 
     Returns:
@@ -100,26 +97,26 @@ def to_arviz(
         ("num_prior_samples", num_prior_samples, 0),
         ("max_bytes", max_bytes, 1),
     ):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, given {value!r}")
-    plan = export.plan(num_samples, num_prior_samples, _selected(posterior, sites), max_bytes)
+    chosen = _selected(posterior, sites)
+    improper = [name for name, prior in posterior.bnn.sites.items() if not _is_proper(prior)]
+    plan = budget.plan(export.cost(chosen), num_samples, 0 if improper else num_prior_samples, max_bytes)
+    notes = [] if plan.note is None else [plan.note]
+    if plan.note is not None:
+        warnings.warn(
+            f"to_arviz: {plan.note}. Raise max_bytes, lower num_samples or choose sites to decide otherwise.",
+            UserWarning,
+            stacklevel=3,
+        )
+    if improper and num_prior_samples:
+        notes.append(f"no prior groups: the prior of {', '.join(improper)} is improper")
     groups = export.groups(plan)
     coords = export.coords()
     if stored is not None:
         coords["draw"] = posterior.guide.pick(plan.draws).numpy()  # type: ignore[operator]
-    attrs = _attributes(posterior, dataset, seed) | {"notes": np.asarray(plan.notes) if plan.notes else None}
-    return build(groups, coords=coords, attrs=attrs, container=container)  # type: ignore[arg-type]
-
-
-@dataclass
-class _Plan:
-    """What fits into the budget."""
-
-    draws: int
-    prior_draws: int
-    sites: list[str]
-    constant: bool
-    notes: list[str]
+    attrs = _attributes(posterior, dataset, seed) | {"notes": np.asarray(notes) if notes else None}
+    return build(groups, coords=coords, attrs=attrs, container=container)
 
 
 class _Export:
@@ -136,69 +133,23 @@ class _Export:
                     f"the model's targets have shape {['N', *one.shape[3:]]}, those of the data {list(self.y.shape)}"
                 )
 
-    # What it costs
-
-    def plan(self, draws: int, prior_draws: int, sites: list[str], max_bytes: int) -> _Plan:
-        """Choose what to leave out."""
-        notes = []
+    def cost(self, sites: list[str]) -> budget.Cost:
+        """What the parts take."""
         priors = self.posterior.bnn.sites
-        sizes = {name: _numel(priors[name]) * 4 for name in sites}
-        improper = [name for name, prior in priors.items() if not _is_proper(prior)]
-        if improper and prior_draws:
-            notes.append(f"no prior groups: the prior of {', '.join(improper)} is improper")
-            prior_draws = 0
-        per_draw, per_prior_draw = 5 * 8, 0
-        constant = 0
+        item = next(iter(self.posterior.bnn.network.parameters())).element_size()
+        per_draw, per_prior_draw, inputs = 5 * 8, 0, 0
         if self.data is not None and self.y is not None:
-            per_draw += (len(self.y) + self.y.numel()) * 4
-            per_prior_draw += self.y.numel() * 4
-            constant += self.data.x.numel() * self.data.x.element_size()
+            per_draw += (len(self.y) + self.y.numel()) * item
+            per_prior_draw += self.y.numel() * item
+            inputs += self.data.x.numel() * self.data.x.element_size()
         if self.x is not None:
             per_datum = self.posterior.predict(self.x[:1], num_samples=1, seed=self.seed).shape[3:].numel()
-            per_draw += len(self.x) * per_datum * 4
-            constant += self.x.numel() * self.x.element_size()
-        chosen, keep_constant = list(sites), True
+            per_draw += len(self.x) * per_datum * item
+            inputs += self.x.numel() * self.x.element_size()
+        weights = {name: _numel(priors[name]) * item for name in sites}
+        return budget.Cost(self.posterior.chains, weights, per_draw, per_prior_draw, inputs)
 
-        def cost(d: int, with_prior: bool = True) -> int:
-            weights = sum(sizes[name] for name in chosen)
-            prior = min(prior_draws, d) * (weights + per_prior_draw) if with_prior else 0
-            return self.posterior.chains * (d * (weights + per_draw) + prior) + constant * keep_constant
-
-        asked, wanted = draws, cost(draws)
-        left_out = []
-        if wanted > max_bytes:
-            few = min(_FEW, draws)
-            if cost(few) > max_bytes and prior_draws:
-                prior_draws = 0
-                left_out.append("the prior groups")
-            if constant > max_bytes // 4:
-                keep_constant = False
-                left_out.append("the inputs (constant_data)")
-            dropped = []
-            for name in sorted(sites, key=sizes.__getitem__, reverse=True):
-                if cost(few) <= max_bytes:
-                    break
-                chosen.remove(name)
-                dropped.append(name)
-            if dropped:
-                left_out.append(f"the sites {', '.join(dropped)}")
-            draws = bisect_right(range(1, draws + 1), max_bytes, key=cost)
-            if draws == 0:
-                raise ValueError(f"max_bytes={max_bytes} is too small: a single draw takes {_size(cost(1))}")
-            text = f"{self.posterior.chains} x {asked} draws would take {_size(wanted)}, above max_bytes="
-            text += f"{_size(max_bytes)}: "
-            text += f"exported {draws} draws a chain" + (f", left out {' and '.join(left_out)}" if left_out else "")
-            notes.append(text)
-            warnings.warn(
-                f"to_arviz: {text}. Raise max_bytes, lower num_samples or choose sites to decide otherwise.",
-                UserWarning,
-                stacklevel=4,
-            )
-        return _Plan(draws, min(prior_draws, draws), chosen, keep_constant, notes)
-
-    # What it holds
-
-    def groups(self, plan: _Plan) -> dict[str, dict[str, Variable]]:
+    def groups(self, plan: budget.Plan) -> dict[str, dict[str, Variable]]:
         """All groups, in ArviZ's order."""
         posterior, stats = self._posterior(plan)
         groups: dict[str, dict[str, Variable]] = {"posterior": posterior}
@@ -219,9 +170,9 @@ class _Export:
             groups |= self._prior(plan)
         if self.data is not None and self.y is not None:
             groups["observed_data"] = {"y": (self._y_dims(()), self._integers(self.y))}
-            if plan.constant:
+            if plan.inputs:
                 groups["constant_data"] = {"x": (names.input_dims(self.data.x), to_numpy(self.data.x))}
-        if self.x is not None and plan.constant:
+        if self.x is not None and plan.inputs:
             groups["predictions_constant_data"] = {"x": (names.input_dims(self.x), to_numpy(self.x))}
         groups["history"] = {
             name: (("chain", "epoch"), np.asarray(values)) for name, values in self.posterior.history.items()
@@ -230,12 +181,14 @@ class _Export:
 
     def coords(self) -> dict[str, Any]:
         """Labels of dimensions."""
-        if self.data is None or self.data.feature_names is None:
-            return {}
-        features = list(self.data.feature_names)
-        return {"feature": features, **dict.fromkeys(names.fed_by_inputs(self.posterior, self.data.x), features)}
+        epochs = max((np.shape(values)[1] for values in self.posterior.history.values()), default=0)
+        labels: dict[str, Any] = {"epoch": np.arange(1, epochs + 1)}
+        if self.data is not None and self.data.feature_names is not None:
+            inputs = ("feature", *names.fed_by_inputs(self.posterior, self.data.x))
+            labels |= {key: list(self.data.feature_names) for key in inputs}
+        return labels
 
-    def _posterior(self, plan: _Plan) -> tuple[dict[str, Variable], dict[str, np.ndarray]]:
+    def _posterior(self, plan: budget.Plan) -> tuple[dict[str, Variable], dict[str, np.ndarray]]:
         # In blocks: sites that are left out never take memory all at once.
         kept: dict[str, np.ndarray] = {}
         stats: dict[str, list[np.ndarray]] = {}
@@ -289,7 +242,7 @@ class _Export:
         step = max(1, _BLOCK // per_row)
         return (slice(start, start + step) for start in range(0, len(x), step))
 
-    def _prior(self, plan: _Plan) -> dict[str, dict[str, Variable]]:
+    def _prior(self, plan: budget.Plan) -> dict[str, dict[str, Variable]]:
         posterior = self.posterior
         kept: dict[str, np.ndarray] = {}
         predictive: list[np.ndarray] = []
@@ -373,15 +326,6 @@ def _inputs(x: Any) -> Tensor:
 
 def _seed(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
 
 
 def _attributes(posterior: Posterior, data: Dataset | None, seed: int) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def build(
 
     Args:
         groups: {group: {variable: (dimension names, array)}}. Empty groups are left out.
-        coords: {dimension: labels}, used by every variable that has the dimension; the others count from 0.
+        coords: {dimension: labels}, used by every variable that has the dimension; the others count from 0, and so do
+            `chain` and `draw` of groups of the prior.
         attrs: What the whole object and every group carry. Values: str, numbers, booleans, 1-D arrays; mappings are
             written as JSON; None is left out.
         container: `"auto"`: what the installed ArviZ uses.
@@ -64,7 +65,7 @@ def build(
 
     Raises:
         ValueError: If an array's shape does not fit its dimension names or labels, or a name holds a "/" (illegal in
-            netCDF and in a DataTree).
+            netCDF and in a DataTree), or `container` is not one of the installed ArviZ's.
     """
     common = {
         "created_at": datetime.now(UTC).isoformat(),
@@ -75,8 +76,12 @@ def build(
     datasets = {
         group: _dataset(group, variables, coords or {}, common) for group, variables in groups.items() if variables
     }
+    arviz_1 = _is_arviz_1(import_arviz())
+    if container not in ("auto", "InferenceData", "DataTree") or (container == "InferenceData" and arviz_1):
+        allowed = "'auto' or 'DataTree' (ArviZ 1.x)" if arviz_1 else "'auto', 'InferenceData' or 'DataTree'"
+        raise ValueError(f"container must be {allowed}, given {container!r}")
     if container == "auto":
-        container = "DataTree" if _is_arviz_1(import_arviz()) else "InferenceData"
+        container = "DataTree" if arviz_1 else "InferenceData"
     if container == "InferenceData":
         return import_arviz().InferenceData(attrs=common, **datasets)
     tree = xr.DataTree.from_dict(datasets)
@@ -104,7 +109,8 @@ def _dataset(
         arrays[name] = (tuple(dims), values)
     labels = {}
     for dim, size in sizes.items():
-        labels[dim] = np.asarray(coords[dim]) if dim in coords else np.arange(size)
+        own_draws = dim in SAMPLE_DIMS and group.startswith("prior")  # not the posterior's
+        labels[dim] = np.asarray(coords[dim]) if dim in coords and not own_draws else np.arange(size)
         if labels[dim].shape != (size,):
             raise ValueError(f"{group}: dimension {dim!r} has size {size} but {labels[dim].shape[0]} labels")
     own = dict(attrs)

@@ -79,6 +79,7 @@ def test_groups_and_dimensions(idata):
     assert idata["constant_data"]["x"].dims == ("obs", "feature")
     assert idata["predictions"].sizes["obs"] == idata["predictions_constant_data"].sizes["obs"] == 7
     assert idata["history"]["loss"].dims == ("chain", "epoch")
+    assert list(idata["history"]["epoch"].values) == [1, 2]
     assert set(idata.groups()) == {
         *expected,
         "observed_data",
@@ -272,6 +273,7 @@ def test_sites_are_chosen_by_pattern(exact):
     [
         ({"num_samples": 0}, "num_samples must be an integer of at least 1, given 0"),
         ({"num_prior_samples": -1}, "num_prior_samples must be an integer of at least 0"),
+        ({"container": "zarr"}, "container must be 'auto', 'InferenceData' or 'DataTree', given 'zarr'"),
         ({"max_bytes": 100}, "max_bytes=100 is too small: a single draw takes"),
         ({"x": np.zeros((3, 5))}, "x has shape"),
     ],
@@ -297,6 +299,12 @@ def wide():
 
 
 class TestBudget:
+    def test_double_precision_takes_twice_as_much(self, exact):
+        posterior, data, _, _ = exact
+        size = self.size(posterior.to_arviz(data, num_samples=200))
+        with pytest.warns(UserWarning, match="to_arviz"):
+            posterior.to_arviz(data, num_samples=200, max_bytes=int(0.95 * size))
+
     @staticmethod
     def size(idata):
         return sum(idata[group].nbytes for group in idata.groups() if group != "history")
@@ -342,7 +350,7 @@ class TestBudget:
         x = torch.randn(50, 2000)
         bnn = BayesianNetwork(nn.Linear(2000, 1), likelihoods.Gaussian(scale=0.3))
         posterior = fit(bnn, guides.MeanField(bnn), (x, x[:, 0]), epochs=1)
-        with pytest.warns(UserWarning, match=r"the inputs \(constant_data\)"):
+        with pytest.warns(UserWarning, match="left out the prior groups and the inputs"):
             idata = posterior.to_arviz((x, x[:, 0]), max_bytes=1_200_000)
         assert "constant_data" not in idata
         assert "observed_data" in idata
@@ -442,6 +450,8 @@ class TestOtherModels:
         np.testing.assert_array_equal(
             thinned["posterior"]["weight"], idata["posterior"]["weight"].sel(draw=thinned["posterior"]["draw"])
         )
+        few = posterior.to_arviz((x, x.sum(1)), num_samples=20, num_prior_samples=5)
+        assert few["prior"]["draw"].values.tolist() == list(range(5))
         assert "log_q" not in idata["sample_stats"]
         assert "lp" in idata["sample_stats"]
         assert "history" not in idata

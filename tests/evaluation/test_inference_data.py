@@ -109,6 +109,19 @@ def test_values_dims_and_labels(container):
     assert idata["posterior"].attrs["inference_library"] == "bnnzoo"
 
 
+def test_the_prior_has_draws_of_its_own():
+    groups, _, _ = conjugate()
+    idata = module.build(groups, coords={"draw": np.arange(0, 800, 2)})
+    assert list(idata["posterior"]["draw"].values[:3]) == [0, 2, 4]
+    assert list(idata["prior"]["draw"].values[:3]) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not ONE, reason="a container of ArviZ 0.x")
+def test_a_container_that_is_not_there():
+    with pytest.raises(ValueError, match="container must be 'auto' or 'DataTree'"):
+        module.build(conjugate()[0], container="InferenceData")
+
+
 def test_summary_of_the_result(idata):
     table = az.summary(idata, kind="stats")
     assert list(table.index) == [f"layers.0.weight[0, {name}]" for name in "abc"]
