@@ -1,0 +1,308 @@
+"""`fit`'s options, checked and put together before any work."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from bnnzoo import data
+from bnnzoo._vectorize import seeded
+from bnnzoo.cli import options as parsing
+from bnnzoo.cli.options import bad, checking, known, known_data
+from bnnzoo.data import Dataset, Split
+from bnnzoo.models import catalogue
+from bnnzoo.models.catalogue import NOISE
+from bnnzoo.models.entry import Built, Entry, gaussian, mlp
+from bnnzoo.weights import SAMPLINGS
+
+STEPS = 30_000
+"""Without `--epochs`, other data than an entry's own get at most about this many optimizer steps."""
+
+MINIMUM_EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of `bnnzoo fit` as typed; None where not given."""
+
+    data: str | None = None
+    csv: Path | None = None
+    target: str | None = None
+    test_size: float | None = None
+    entry: str | None = None
+    guide: str | None = None
+    sampling: str | None = None
+    objective: str | None = None
+    prior: str | None = None
+    likelihood: str | None = None
+    noise: str | None = None
+    hidden: str | None = None
+    chains: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    warmup: int | None = None
+    samples: int | None = None
+    seed: int = 0
+    out: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's data came from, so that `score` and `export` find the same rows again.
+
+    Attributes:
+        data: A name that `bnnzoo.data.load` knows, or None.
+        csv: A CSV file, or None.
+        target: The CSV file's target column.
+        task: The task asked for, or None to infer it.
+        test_size: As for `Dataset.split`.
+        seed: The split's seed.
+    """
+
+    data: str | None
+    csv: str | None
+    target: str | None
+    task: str | None
+    test_size: float | int | None
+    seed: int
+
+    def load(self) -> Dataset:
+        """Reads the data."""
+        if self.csv is not None:
+            return data.from_csv(self.csv, str(self.target), task=self.task)
+        return data.load(str(self.data))
+
+    def split(self) -> Split:
+        """Reads the data and splits them as the run did."""
+        return self.load().split(test_size=self.test_size, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit, ready to run.
+
+    Attributes:
+        entry: The recipe with the options worked in.
+        guide: The guide's name.
+        source: Where the data came from.
+        split: The data.
+        built: Model, guide, objective and training settings.
+        samples: Draws a chain for predictions.
+        seed: The run's seed.
+        out: The folder for the results; not made yet.
+        given: The options given, for the record.
+        note: What to tell the user about `out`, or "".
+    """
+
+    entry: Entry
+    guide: str
+    source: Source
+    split: Split
+    built: Built
+    samples: int
+    seed: int
+    out: Path
+    given: Mapping[str, Any]
+    note: str = ""
+
+
+def resolve(options: FitOptions) -> Plan:
+    """Checks every option and builds the model; nothing is written or trained.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        typer.BadParameter: An option that cannot be; says which, what was given and what is allowed.
+    """
+    _check_names(options)
+    _check_folder(options)
+    changes = _changes(options)
+    source = _source(options)
+    with checking("--csv" if options.csv else "--data"):
+        dataset = source.load()
+    if source.task not in (None, dataset.task):
+        option = "--noise" if options.likelihood is None else "--likelihood"
+        raise bad(option, f"is for {source.task}; {dataset.name} is {dataset.task}")
+    with checking("--test-size"):
+        split = dataset.split(test_size=source.test_size, seed=source.seed)
+    guide, entry = _entry(options, dataset)
+    entry = replace(entry, **changes)
+    entry = replace(entry, **_guide_changes(options, entry, guide, split.train))
+    entry = replace(entry, training=_training(options, entry, split.train))
+    # Chain 0 starts at the network's own initial values: they belong to the seed too.
+    with checking(None), seeded(options.seed, "cpu"):
+        built = entry.build(split)
+    out, note = _folder(options, f"{dataset.name}-{guide}")
+    given = {name: str(value) for name, value in vars(options).items() if value is not None}
+    return Plan(entry, guide, source, split, built, _samples(options, entry), options.seed, out, given, note)
+
+
+def _check_names(options: FitOptions) -> None:
+    if options.csv is not None and options.data is not None:
+        raise bad("--csv", f"--data {options.data} is given too: choose one of them")
+    if options.csv is not None and options.target is None:
+        raise bad("--target", "a CSV file needs the name of its target column")
+    if options.csv is None and options.target is not None:
+        raise bad("--target", "names a column of --csv, and there is no --csv")
+    if options.entry is not None:
+        known("--entry", options.entry, catalogue)
+    if options.guide is not None:
+        known("--guide", options.guide, {**parsing.GUIDES, parsing.NUTS: None})
+    if options.guide == parsing.NUTS:
+        for name in ("sampling", "objective", "epochs", "batch_size", "lr"):
+            if getattr(options, name) is not None:
+                raise bad(f"--{name.replace('_', '-')}", "means nothing with --guide nuts, which does not optimize")
+
+
+def _changes(options: FitOptions) -> dict[str, Any]:
+    """The fields of the entry that options replace whatever the data."""
+    changes: dict[str, Any] = {}
+    if options.prior is not None:
+        changes["prior"] = parsing.parse_prior(options.prior)
+    if options.objective is not None:
+        changes["objective"] = parsing.parse("--objective", options.objective, parsing.OBJECTIVES)
+    if options.hidden is not None:
+        changes["network"] = mlp(*parsing.parse_hidden(options.hidden))
+    if options.likelihood is not None:
+        changes["likelihood"] = parsing.parse("--likelihood", options.likelihood, parsing.LIKELIHOODS)()
+    if options.noise is not None:
+        if options.likelihood not in (None, "gaussian"):
+            raise bad("--noise", f"belongs to --likelihood gaussian; given: {options.likelihood}")
+        changes["likelihood"] = gaussian(parsing.parse_noise(options.noise))
+    return changes
+
+
+def _source(options: FitOptions) -> Source:
+    if options.lr is not None:
+        parsing.positive("--lr", options.lr)
+    test_size = None if options.test_size is None else parsing.parse_test_size(options.test_size)
+    name = options.data
+    if name is None and options.csv is None:
+        name = catalogue[options.entry or "mean-field/diabetes"].data
+    if name is not None:
+        name = known_data(name)
+    kind = None if options.likelihood is None else options.likelihood.partition(":")[0]
+    task = None if kind is None else parsing.LIKELIHOODS[kind].task
+    if options.noise is not None:
+        task = "regression"
+    csv = None if options.csv is None else str(options.csv.resolve())
+    return Source(name, csv, options.target, task, test_size, options.seed)
+
+
+def _entry(options: FitOptions, dataset: Dataset) -> tuple[str, Entry]:
+    """The guide's name, and the entry to start from: the one asked for, or the closest to the data and the guide."""
+    if options.entry is not None:
+        entry = catalogue[options.entry]
+        return options.guide or entry.name.partition("/")[0], entry
+    guide = options.guide or "mean-field"
+    kinds = [_kind(dataset)] if options.csv else [dataset.name, _kind(dataset)]
+    names = [f"{family}/{kind}" for kind in kinds for family in (guide, "mean-field")]
+    entry = catalogue[next(name for name in names if name in catalogue)]
+    if dataset.task == "counts" and options.likelihood is None:
+        entry = replace(entry, likelihood=parsing.LIKELIHOODS["poisson"].make())
+    return guide, entry
+
+
+def _kind(dataset: Dataset) -> str:
+    shape = dataset.input_shape
+    if len(shape) == 3 and shape[1] == shape[2] >= 16:
+        return "lenet-mnist"
+    return "digits" if dataset.task == "classification" else "uci-mlp"
+
+
+def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset) -> dict[str, Any]:
+    """The fields that a change of guide replaces: guide, training, and a noise that NUTS can sample."""
+    changes: dict[str, Any] = {}
+    make = entry.guide
+    if options.guide is not None:
+        chosen = None if guide == parsing.NUTS else parsing.GUIDES[guide].make
+        if getattr(make, "func", make) is not chosen:
+            changes["guide"] = make = chosen
+        if (make is None) != (entry.guide is None):
+            changes["training"] = catalogue["nuts/uci-mlp" if make is None else "mean-field/uci-mlp"].training
+    if options.hidden is not None and isinstance(make, partial) and isinstance(make.keywords.get("sampling"), dict):
+        changes["guide"] = make = partial(make, sampling="local")  # the rule names layers that an MLP does not have
+    if options.sampling is not None:
+        known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
+        if make is None or "sampling" not in inspect.signature(make).parameters:
+            raise bad("--sampling", f"guide {guide} draws no pre-activations: it belongs to --guide mean-field")
+        changes["guide"] = partial(cast(Any, make), sampling=options.sampling)
+    if make is None and _learns_noise(entry, train):
+        if options.noise is not None:
+            raise bad("--noise", "NUTS samples the noise or holds it fixed: give prior or a number")
+        changes["likelihood"] = gaussian(NOISE)
+    return changes
+
+
+def _learns_noise(entry: Entry, train: Dataset) -> bool:
+    return any(p.requires_grad for p in entry.likelihood(train).parameters())
+
+
+def _training(options: FitOptions, entry: Entry, train: Dataset) -> dict[str, Any]:
+    training = dict(entry.training)
+    if options.chains is not None:
+        training["chains"] = options.chains
+    if entry.guide is None:
+        for name in ("epochs", "batch_size", "lr"):
+            if getattr(options, name) is not None:
+                raise bad(f"--{name.replace('_', '-')}", f"means nothing with entry {entry.name}, sampled by NUTS")
+        if options.warmup is not None:
+            training["warmup_steps"] = options.warmup
+        if options.samples is not None:
+            training["num_samples"] = options.samples
+        return training
+    if options.warmup is not None:
+        raise bad("--warmup", "belongs to --guide nuts")
+    rows = len(train)
+    if options.batch_size is not None and options.batch_size > rows:
+        raise bad("--batch-size", f"must be at most {rows}, the number of training rows; given: {options.batch_size}")
+    training["batch_size"] = options.batch_size or min(training["batch_size"], rows)
+    if options.epochs is not None:
+        training["epochs"] = options.epochs
+    elif train.name != entry.data:
+        steps = -(-rows // training["batch_size"])
+        training["epochs"] = max(MINIMUM_EPOCHS, min(training["epochs"], STEPS // steps))
+    if options.lr is not None:
+        training["lr"] = options.lr
+    return training
+
+
+def _samples(options: FitOptions, entry: Entry) -> int:
+    """Draws a chain for predictions: no more than NUTS keeps, few where a draw is a large network's pass."""
+    if entry.guide is None:
+        return min(options.samples or 200, entry.training.get("num_samples", 200))
+    return options.samples or 200
+
+
+def _check_folder(options: FitOptions) -> None:
+    out = options.out or Path("runs")
+    if out.exists() and not out.is_dir():
+        raise bad("--out", f"{out} is a file: give a folder")
+    if options.out is not None and not options.overwrite and out.is_dir() and any(out.iterdir()):
+        raise bad("--out", f"{out} is not empty: give another folder, or --overwrite to replace what a fit writes")
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise bad("--out", f"no permission to write in {parent}")
+
+
+def _folder(options: FitOptions, name: str) -> tuple[Path, str]:
+    """The folder for the results, and what to say about it."""
+    out = options.out or Path("runs") / name
+    if not out.exists() or not any(out.iterdir()):
+        return out, ""
+    if options.overwrite:
+        return out, f"{out} is not empty: the files that a fit writes are replaced."
+    number = next(i for i in itertools.count(2) if not Path(f"{out}-{i}").exists())
+    return Path(f"{out}-{number}"), f"{out} exists and is kept; this run goes to {out}-{number} (--overwrite replaces)."
