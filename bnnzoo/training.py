@@ -174,8 +174,8 @@ def _fit(
     size = len(x)
     if batch_size is None:
         batch_size = min(100, size)
-    if not 1 <= batch_size <= size:
-        raise ValueError(f"batch_size must be from 1 to the number of data, {size}, not {batch_size}")
+    if _at_least(1, batch_size=batch_size) > size:
+        raise ValueError(f"batch_size must be at most the number of data, {size}, not {batch_size}")
     validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
     with seeded(run.seed, x.device), pyro_settings(pair), torch.enable_grad():
         state = _initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
@@ -212,6 +212,11 @@ def training_tensors(
         ValueError: If the network cannot take the inputs, or the likelihood not the outputs or targets.
     """
     reference = next(iter(bnn.network.parameters()))
+    if dataset.class_names is not None and bnn.likelihood.task != "classification":
+        raise ValueError(
+            f"the targets are names of classes ({', '.join(dataset.class_names[:5])}), and the likelihood "
+            f"{type(bnn.likelihood).__name__} is for {bnn.likelihood.task}: use Categorical()"
+        )
     x, y = dataset.x, bnn.likelihood.prepare(dataset.y)
     if standardization is not None:
         x = standardization.x(x)
