@@ -96,10 +96,10 @@ class ELBO(pyro.infer.ELBO):
     """
 
     def __init__(self, num_particles: int = 1, kl_weight: float | Callable[[float], float] = 1.0) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
-        if not callable(kl_weight) and not kl_weight >= 0:
-            raise ValueError(f"kl_weight must be at least 0, not {kl_weight}")
+        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+            raise ValueError(f"num_particles must be an integer of at least 1, not {num_particles!r}")
+        if not callable(kl_weight) and not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a finite number of at least 0, or a function, not {kl_weight}")
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
         self.epoch = 0.0
@@ -139,7 +139,8 @@ class ELBO(pyro.infer.ELBO):
     def _mean_over_particles(self, particle: Callable[[], Tensor], model: nn.Module) -> Tensor:
         if self.num_particles == 1:
             return particle()
-        if any(_updates_buffers(module) for module in model.modules()):
+        modules = model.modules() if isinstance(model, nn.Module) else ()  # Pyro's handlers return functions
+        if any(_updates_buffers(module) for module in modules):
             # Each particle moves the running statistics in turn; mapped particles cannot share that write.
             return torch.stack([particle() for _ in range(self.num_particles)]).mean()
         # Pyro's global store takes in new parameters outside of vmap only: there a first particle announces them.
