@@ -10,7 +10,7 @@ import torch
 from bnnzoo.files import read, write
 
 if TYPE_CHECKING:
-    from bnnzoo.training import Trainer, _Keeper
+    from bnnzoo.chains import Keeper, Trainer
 
 _FORMAT = "bnnzoo.checkpoint"
 
@@ -36,7 +36,7 @@ class Checkpoint:
         epoch: int,
         trainer: Trainer,
         scheduler: Any,
-        keeper: _Keeper,
+        keeper: Keeper,
         orders: list[torch.Generator],
         history: dict[str, list[torch.Tensor]],
     ) -> None:
@@ -60,7 +60,7 @@ class Checkpoint:
         self,
         trainer: Trainer,
         scheduler: Any,
-        keeper: _Keeper,
+        keeper: Keeper,
         orders: list[torch.Generator],
         history: dict[str, list[torch.Tensor]],
     ) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 from pyro.infer import MCMC, NUTS
 
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
+from bnnzoo.chains import chain_seed, stack
 from bnnzoo.data import as_dataset
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
-from bnnzoo.training import chain_seed, stack, training_tensors
+from bnnzoo.training import training_tensors
 
 
 def sample(

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnnzoo._vectorize import Pair, pyro_settings, seeded, vectorize
-from bnnzoo.guides import Empirical, Guide
+from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded, vectorize
+from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites, log_prob
 from bnnzoo.prediction import Prediction, Summary, summarize
@@ -274,13 +274,8 @@ class Posterior:
         over_draws = vectorize(call, in_dims=(None, None, 0, *rest))
         over_chains = vectorize(over_draws, in_dims=(0, 0, 0, *rest))
         grad = any(isinstance(v, Tensor) and v.requires_grad for v in shared)
-        training = self._pair.training
-        self._pair.eval()
-        try:
-            with torch.set_grad_enabled(grad), pyro_settings(self._pair):
-                return over_chains(self._parameters, self._live_buffers(), values, *shared)
-        finally:
-            self._pair.train(training)
+        with evaluating(self._pair), torch.set_grad_enabled(grad), pyro_settings(self._pair):
+            return over_chains(self._parameters, self._live_buffers(), values, *shared)
 
     def _live_buffers(self) -> dict[str, Tensor]:
         # Stored draws are picked before the map: mapping over them as buffers would carry them all along.
@@ -331,15 +326,11 @@ class Posterior:
             name: torch.ones(p.shape()) for name, p in self.bnn.likelihood.sites().items()
         }
         values = {name: value.to(self.device) for name, value in values.items()}
-        training = self._pair.training
-        self._pair.eval()
         try:
-            with torch.no_grad():
-                return _conditional(self.bnn, self.guide, values, x[:1] if len(x) else x)
+            with evaluating(self._pair), torch.no_grad():
+                return _conditional(self.bnn, self.guide, values, x[:1])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
-        finally:
-            self._pair.train(training)
 
 
 def _unconstrained(guide: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:

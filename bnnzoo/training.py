@@ -6,7 +6,6 @@ import copy
 import inspect
 import math
 import sys
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,24 +20,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bnnzoo._vectorize import Pair, pyro_settings, seeded, vectorize
+from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded
+from bnnzoo.chains import Keeper, Trainer, chain_seed, initial_state
 from bnnzoo.checkpoint import Checkpoint
 from bnnzoo.data import Dataset, Standardization, as_dataset
-from bnnzoo.guides import Empirical, Guide
+from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import ELBO
 from bnnzoo.posterior import Posterior
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
-
-
-class DivergenceWarning(UserWarning):
-    """A chain's loss or parameters became NaN or infinite; it stays at its last finite epoch."""
 
 
 @dataclass
@@ -178,7 +172,7 @@ def _fit(
         raise ValueError(f"batch_size must be at most the number of data, {size}, not {batch_size}")
     validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
     with seeded(run.seed, x.device), pyro_settings(pair), torch.enable_grad():
-        state = _initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
+        state = initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
         posterior = run(pair, state, (x, y), batch_size, validation_tensors)
     posterior.standardization = standardization
     posterior.info["data"] = dataset.name
@@ -227,7 +221,7 @@ def training_tensors(
         x = x.to(reference.dtype)
     if y.is_floating_point():
         y = y.to(reference.dtype)
-    with torch.no_grad(), _evaluating(bnn):
+    with torch.no_grad(), evaluating(bnn):
         try:
             output = bnn.output(bnn.initial_values(), x[:2])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -236,140 +230,6 @@ def training_tensors(
         raise ValueError(f"the network returns {len(output)} outputs for {len(x[:2])} inputs: one a row is needed")
     bnn.likelihood.check(output, y)
     return x, y
-
-
-def _initial_state(
-    pair: Pair, chains: int, seed: int, x: Tensor, y: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Stacked parameters and buffers of all chains."""
-    copies = []
-    for chain in range(chains):
-        # The last chain is the template itself, so that a single chain is not copied.
-        each = pair.copy() if chain < chains - 1 else pair
-        with seeded(chain_seed(seed, chain), x.device):
-            if chain > 0:
-                each.model.reset_parameters()
-                if isinstance(each.guide, Guide):
-                    each.guide.reset_parameters()
-            if not isinstance(each.guide, Guide):
-                with _evaluating(each):  # two rows are no batch to take running statistics from
-                    each.guide(x, y, size=len(x))  # Pyro's AutoGuides make their parameters at the first call
-        copies.append(each)
-    return stack(copies)
-
-
-def stack(pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The trainable parameters and the buffers of several copies, stacked along a chain dimension."""
-    parameters = [{n: p.detach() for n, p in pair.named_parameters() if p.requires_grad} for pair in pairs]
-    buffers = [dict(pair.named_buffers()) for pair in pairs]
-    return (
-        {name: torch.stack([each[name] for each in parameters]) for name in parameters[0]},
-        {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]},
-    )
-
-
-def chain_seed(seed: int, chain: int) -> int:
-    """The seed of one chain, independent of how many there are."""
-    return int(np.random.SeedSequence([seed, chain]).generate_state(1)[0])
-
-
-class Trainer:
-    """Chains as stacked tensors, and one optimizer step on them.
-
-    Args:
-        pair: Model and guide; for one chain its parameters are trained in place.
-        state: The chains' parameters and buffers, [chain, ...].
-        objective: A `pyro.infer.ELBO`.
-        data: Inputs and targets as the model sees them, [N, ...].
-        optimizer: Makes the optimizer from a list of parameters.
-        clip_norm: Bound of each chain's gradient norm, or None.
-
-    Attributes:
-        parameters: Stacked parameters, [chain, ...]; views of what the optimizer steps.
-        buffers: Stacked buffers, [chain, ...].
-        optimizer: The torch optimizer.
-    """
-
-    def __init__(
-        self,
-        pair: Pair,
-        state: tuple[dict[str, Tensor], dict[str, Tensor]],
-        objective: Any,
-        data: tuple[Tensor, Tensor],
-        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-        clip_norm: float | None = None,
-    ) -> None:
-        self.pair = pair
-        self.objective = objective
-        self.x, self.y = data
-        self.clip_norm = clip_norm
-        parameters, buffers = state
-        self.chains = len(next(iter(parameters.values())))
-        if self.chains == 1:
-            own = dict(pair.named_parameters())
-            own_buffers = dict(pair.named_buffers())
-            with torch.no_grad():
-                for name, value in parameters.items():
-                    own[name].copy_(value[0])
-                for name, value in buffers.items():
-                    own_buffers[name].copy_(value[0])
-            self._leaves: list[Tensor] = [own[name] for name in parameters]
-            self.parameters = {name: own[name].detach()[None] for name in parameters}
-            self.buffers = {name: own_buffers[name].detach()[None] for name in buffers}
-        else:
-            leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-            self._leaves = list(leaves.values())
-            self.parameters = {name: leaf.detach() for name, leaf in leaves.items()}
-            self.buffers = {name: value.clone() for name, value in buffers.items()}
-            self._stacked = leaves
-            self._mapped = vectorize(self._loss) if self._can_be_mapped() else self._one_by_one
-        self.optimizer = optimizer(self._leaves)
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            raise ValueError("LBFGS evaluates a step's loss repeatedly, and this one is random: use Adam or SGD")
-
-    def losses(self, index: Tensor) -> Tensor:
-        """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
-        if self.chains == 1:
-            x, y = self.x[index[0]], self.y[index[0]]
-            return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
-        return self._mapped(self._stacked, self.buffers, self.x[index], self.y[index])
-
-    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        loss = partial(self.objective.differentiable_loss, size=len(self.x))
-        return functional_call(self.pair, (parameters, buffers), (loss, x, y))
-
-    def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        losses = []
-        for c in range(self.chains):
-            own = [{name: value[c] for name, value in values.items()} for values in (parameters, buffers)]
-            losses.append(self._loss(own[0], own[1], x[c], y[c]))
-        return torch.stack(losses)
-
-    def _can_be_mapped(self) -> bool:
-        # Pyro's own ELBOs, and batch normalization with a cumulative average, call `.item()`.
-        items = any(isinstance(m, _BatchNorm) and m.momentum is None for m in self.pair.modules())
-        return isinstance(self.objective, ELBO) and not items
-
-    def step(self, index: Tensor) -> Tensor:
-        """One optimizer step; returns the losses before it, [chain]."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(index)
-        losses.sum().backward()
-        if self.clip_norm is not None:
-            self._clip(self.clip_norm)
-        self.optimizer.step()
-        return losses.detach()
-
-    def _clip(self, bound: float) -> None:
-        grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
-        norms = torch.linalg.vector_norm(torch.stack([g.reshape(self.chains, -1).norm(dim=1) for g in grads]), dim=0)
-        factors = (bound / (norms + 1e-12)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factors[0] if self.chains == 1 else factors.view(-1, *[1] * (grad.dim() - 1)))
-
-    def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers together, by name: views, [chain, ...]."""
-        return {**self.parameters, **self.buffers}
 
 
 @dataclass
@@ -406,7 +266,7 @@ class _Run:
             raise ValueError("ReduceLROnPlateau follows one loss, and chains share their learning rate: use chains=1")
         size = len(data[0])
         orders = [torch.Generator().manual_seed(chain_seed(self.seed, chain) + 1) for chain in range(self.chains)]
-        keeper = _Keeper(trainer, self.patience)
+        keeper = Keeper(trainer, self.patience)
         validate = None if held_out is None else _Validation(pair, trainer, held_out, self.seed)
         saved = None
         if self.checkpoint is not None:
@@ -460,7 +320,7 @@ class _Run:
             total += trainer.step(order[:, step * batch_size : (step + 1) * batch_size])
         return total / steps
 
-    def _call_back(self, epoch: int, trainer: Trainer, keeper: _Keeper) -> bool:
+    def _call_back(self, epoch: int, trainer: Trainer, keeper: Keeper) -> bool:
         if self.callback is None:
             return False
         return self.callback(Progression(epoch, self._arrays(), trainer.parameters, keeper.active)) is True
@@ -516,56 +376,6 @@ class _Run:
             yield advance
 
 
-class _Keeper:
-    """Which chains still train, and the parameters that the finished ones are held at.
-
-    A chain ends when it diverges (held at its last finite epoch) or runs out of patience (held at its best one). It
-    stays in the stack, where it cannot touch the others, and is put back after every epoch.
-    """
-
-    def __init__(self, trainer: Trainer, patience: int | None) -> None:
-        self.trainer = trainer
-        self.patience = patience
-        self.active = torch.ones(trainer.chains, dtype=torch.bool)
-        self.best = torch.full((trainer.chains,), math.inf)
-        self.since = torch.zeros(trainer.chains, dtype=torch.long)
-        self.held = {name: value.clone() for name, value in trainer.state().items()}
-        self.diverged: list[int] = []
-
-    def after_epoch(self, epoch: int, scores: dict[str, Tensor]) -> None:
-        state = self.trainer.state()
-        finite = scores["loss"].isfinite().cpu()
-        for value in self.trainer.parameters.values():
-            finite &= value.isfinite().reshape(self.trainer.chains, -1).all(1).cpu()
-        for chain in torch.nonzero(self.active & ~finite).flatten().tolist():
-            self.active[chain] = False
-            self.diverged.append(chain)
-            message = f"chain {chain} diverged in epoch {epoch} (loss {scores['loss'][chain].item():g})"
-            warnings.warn(f"{message}; it stays as it was before that epoch", DivergenceWarning, stacklevel=5)
-        if len(self.diverged) == self.trainer.chains:
-            raise FloatingPointError(
-                f"every chain diverged, the last in epoch {epoch}: lower lr or init_scale, set clip_norm, or "
-                "standardize the data"
-            )
-        keep = self.active.clone()
-        if self.patience is not None:
-            score = scores["validation"].cpu()
-            better = self.active & (score < self.best)
-            self.best = torch.where(better, score, self.best)
-            self.since = torch.where(better, 0, self.since + 1)
-            keep &= better | self.best.isinf()  # the last one, where no score has been finite
-            self.active &= self.since < self.patience
-        for name, value in state.items():
-            self.held[name][keep] = value[keep]
-            value[~self.active] = self.held[name][~self.active]
-
-    def finish(self) -> None:
-        """Return to what is held, but keep what a callback did to chains that trained to the end."""
-        done = ~self.active if self.patience is None else torch.ones_like(self.active)
-        for name, value in self.trainer.state().items():
-            value[done] = self.held[name][done]
-
-
 class _Validation:
     """The mean negative log predictive density of every chain on held-out data."""
 
@@ -593,16 +403,6 @@ def _checksum(*tensors: Tensor) -> int:
     for tensor in tensors:
         value = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)
     return value
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def _at_least(bound: int, **named: int) -> int:

@@ -107,7 +107,7 @@ class FlatNormal(dist.Normal):
         TorchDistribution.__init__(self, loc.shape, validate_args=False)  # Normal's own would ask for the scale
 
     @cached_property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor:  # type: ignore[override]  # computed when asked for
         """Standard deviations, [D]."""
         return self.log_scale.exp()
 

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods, objectives, priors
 from bnnzoo._vectorize import seeded
-from bnnzoo.training import DivergenceWarning
+from bnnzoo.chains import DivergenceWarning
 
 N = 30
 X = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))

@@ -182,7 +182,7 @@ def test_failure_is_a_sentence_and_exit_code_1(here, capsys, monkeypatch):
     assert "Traceback" not in output.err
 
 
-@pytest.mark.filterwarnings("default::bnnzoo.training.DivergenceWarning")
+@pytest.mark.filterwarnings("default::bnnzoo.chains.DivergenceWarning")
 def test_diverged_fit_is_a_failure(here, capsys):
     run("fit", "--data", "cubic", "--epochs", "3", "--lr", "1e30", "--chains", "1", code=1)
     error = capsys.readouterr().err

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnnzoo import BayesianNetwork, data, fit, guides, likelihoods, load, models, objectives, priors
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
-from bnnzoo.training import DivergenceWarning, Trainer, chain_seed, stack
+from bnnzoo.chains import DivergenceWarning, Trainer, chain_seed, stack
 
 N = 40
 

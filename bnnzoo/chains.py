@@ -1,0 +1,216 @@
+"""Chains: independent copies of a model and its guide as stacked tensors, and one step of training on them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnnzoo._vectorize import Pair, evaluating, seeded, vectorize
+from bnnzoo.guides import Guide
+from bnnzoo.objectives import ELBO
+
+
+class DivergenceWarning(UserWarning):
+    """A chain's loss or parameters became NaN or infinite; it stays at its last finite epoch."""
+
+
+def initial_state(
+    pair: Pair, chains: int, seed: int, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stacked parameters and buffers of all chains."""
+    copies = []
+    for chain in range(chains):
+        # The last chain is the template itself, so that a single chain is not copied.
+        each = pair.copy() if chain < chains - 1 else pair
+        with seeded(chain_seed(seed, chain), x.device):
+            if chain > 0:
+                each.model.reset_parameters()
+                if isinstance(each.guide, Guide):
+                    each.guide.reset_parameters()
+            if not isinstance(each.guide, Guide):
+                with evaluating(each):  # two rows are no batch to take running statistics from
+                    each.guide(x, y, size=len(x))  # Pyro's AutoGuides make their parameters at the first call
+        copies.append(each)
+    return stack(copies)
+
+
+def stack(pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The trainable parameters and the buffers of several copies, stacked along a chain dimension."""
+    parameters = [{n: p.detach() for n, p in pair.named_parameters() if p.requires_grad} for pair in pairs]
+    buffers = [dict(pair.named_buffers()) for pair in pairs]
+    return (
+        {name: torch.stack([each[name] for each in parameters]) for name in parameters[0]},
+        {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]},
+    )
+
+
+def chain_seed(seed: int, chain: int) -> int:
+    """The seed of one chain, independent of how many there are."""
+    return int(np.random.SeedSequence([seed, chain]).generate_state(1)[0])
+
+
+class Trainer:
+    """Chains as stacked tensors, and one optimizer step on them.
+
+    Args:
+        pair: Model and guide; for one chain its parameters are trained in place.
+        state: The chains' parameters and buffers, [chain, ...].
+        objective: A `pyro.infer.ELBO`.
+        data: Inputs and targets as the model sees them, [N, ...].
+        optimizer: Makes the optimizer from a list of parameters.
+        clip_norm: Bound of each chain's gradient norm, or None.
+
+    Attributes:
+        parameters: Stacked parameters, [chain, ...]; views of what the optimizer steps.
+        buffers: Stacked buffers, [chain, ...].
+        optimizer: The torch optimizer.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        state: tuple[dict[str, Tensor], dict[str, Tensor]],
+        objective: Any,
+        data: tuple[Tensor, Tensor],
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        clip_norm: float | None = None,
+    ) -> None:
+        self.pair = pair
+        self.objective = objective
+        self.x, self.y = data
+        self.clip_norm = clip_norm
+        parameters, buffers = state
+        self.chains = len(next(iter(parameters.values())))
+        if self.chains == 1:
+            own = dict(pair.named_parameters())
+            own_buffers = dict(pair.named_buffers())
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    own[name].copy_(value[0])
+                for name, value in buffers.items():
+                    own_buffers[name].copy_(value[0])
+            self._leaves: list[Tensor] = [own[name] for name in parameters]
+            self.parameters = {name: own[name].detach()[None] for name in parameters}
+            self.buffers = {name: own_buffers[name].detach()[None] for name in buffers}
+        else:
+            leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+            self._leaves = list(leaves.values())
+            self.parameters = {name: leaf.detach() for name, leaf in leaves.items()}
+            self.buffers = {name: value.clone() for name, value in buffers.items()}
+            self._stacked = leaves
+            self._mapped = vectorize(self._loss) if self._can_be_mapped() else self._one_by_one
+        self.optimizer = optimizer(self._leaves)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ValueError("LBFGS evaluates a step's loss repeatedly, and this one is random: use Adam or SGD")
+
+    def losses(self, index: Tensor) -> Tensor:
+        """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
+        if self.chains == 1:
+            x, y = self.x[index[0]], self.y[index[0]]
+            return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
+        return self._mapped(self._stacked, self.buffers, self.x[index], self.y[index])
+
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        loss = partial(self.objective.differentiable_loss, size=len(self.x))
+        return functional_call(self.pair, (parameters, buffers), (loss, x, y))
+
+    def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        losses = []
+        for c in range(self.chains):
+            own = [{name: value[c] for name, value in values.items()} for values in (parameters, buffers)]
+            losses.append(self._loss(own[0], own[1], x[c], y[c]))
+        return torch.stack(losses)
+
+    def _can_be_mapped(self) -> bool:
+        # Pyro's own ELBOs, and batch normalization with a cumulative average, call `.item()`.
+        items = any(isinstance(m, _BatchNorm) and m.momentum is None for m in self.pair.modules())
+        return isinstance(self.objective, ELBO) and not items
+
+    def step(self, index: Tensor) -> Tensor:
+        """One optimizer step; returns the losses before it, [chain]."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.losses(index)
+        losses.sum().backward()
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        self.optimizer.step()
+        return losses.detach()
+
+    def _clip(self, bound: float) -> None:
+        grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
+        norms = torch.linalg.vector_norm(torch.stack([g.reshape(self.chains, -1).norm(dim=1) for g in grads]), dim=0)
+        factors = (bound / (norms + 1e-12)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factors[0] if self.chains == 1 else factors.view(-1, *[1] * (grad.dim() - 1)))
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers together, by name: views, [chain, ...]."""
+        return {**self.parameters, **self.buffers}
+
+
+class Keeper:
+    """Which chains still train, and the parameters that the finished ones are held at.
+
+    A chain ends when it diverges (held at its last finite epoch) or runs out of patience (held at its best one). It
+    stays in the stack, where it cannot touch the others, and is put back after every epoch.
+    """
+
+    def __init__(self, trainer: Trainer, patience: int | None) -> None:
+        self.trainer = trainer
+        self.patience = patience
+        self.active = torch.ones(trainer.chains, dtype=torch.bool)
+        self.best = torch.full((trainer.chains,), math.inf)
+        self.since = torch.zeros(trainer.chains, dtype=torch.long)
+        self.held = {name: value.clone() for name, value in trainer.state().items()}
+        self.diverged: list[int] = []
+
+    def after_epoch(self, epoch: int, scores: dict[str, Tensor]) -> None:
+        """Hold what is good, end the chains that are done, and put those back.
+
+        Args:
+            epoch: Number of finished epochs.
+            scores: `loss`, and `validation` where there is patience, [chain].
+
+        Raises:
+            FloatingPointError: If every chain has diverged.
+        """
+        state = self.trainer.state()
+        finite = scores["loss"].isfinite().cpu()
+        for value in self.trainer.parameters.values():
+            finite &= value.isfinite().reshape(self.trainer.chains, -1).all(1).cpu()
+        for chain in torch.nonzero(self.active & ~finite).flatten().tolist():
+            self.active[chain] = False
+            self.diverged.append(chain)
+            message = f"chain {chain} diverged in epoch {epoch} (loss {scores['loss'][chain].item():g})"
+            warnings.warn(f"{message}; it stays as it was before that epoch", DivergenceWarning, stacklevel=5)
+        if len(self.diverged) == self.trainer.chains:
+            raise FloatingPointError(
+                f"every chain diverged, the last in epoch {epoch}: lower lr or init_scale, set clip_norm, or "
+                "standardize the data"
+            )
+        keep = self.active.clone()
+        if self.patience is not None:
+            score = scores["validation"].cpu()
+            better = self.active & (score < self.best)
+            self.best = torch.where(better, score, self.best)
+            self.since = torch.where(better, 0, self.since + 1)
+            keep &= better | self.best.isinf()  # the last one, where no score has been finite
+            self.active &= self.since < self.patience
+        for name, value in state.items():
+            self.held[name][keep] = value[keep]
+            value[~self.active] = self.held[name][~self.active]
+
+    def finish(self) -> None:
+        """Return to what is held, but keep what a callback did to chains that trained to the end."""
+        done = ~self.active if self.patience is None else torch.ones_like(self.active)
+        for name, value in self.trainer.state().items():
+            value[done] = self.held[name][done]
