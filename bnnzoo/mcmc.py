@@ -14,7 +14,7 @@ from bnnzoo.data import as_dataset
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
-from bnnzoo.training import training_tensors
+from bnnzoo.training import checksum, training_tensors
 
 
 def sample(
@@ -82,6 +82,7 @@ def sample(
         "seed": seed,
         "warmup_steps": warmup_steps,
         "num_data": len(x),
+        "checksum": checksum(x, y),
         "data": dataset.name,
         "divergences": [len(each["divergences"]["chain 0"]) for each in diagnostics],
         "acceptance_rate": [float(each["acceptance rate"]["chain 0"]) for each in diagnostics],

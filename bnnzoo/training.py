@@ -305,6 +305,7 @@ class _Run:
                 "batch_size": batch_size,
                 "lr": self.lr,
                 "num_data": size,
+                "checksum": checksum(*data),
                 "example": [(list(t[:2].shape), str(t.dtype).removeprefix("torch.")) for t in data],
                 "diverged": keeper.diverged,
             },
@@ -339,8 +340,8 @@ class _Run:
             "chains": self.chains,
             "batch_size": batch_size,
             "num_data": len(trainer.x),
-            "checksum of the data": _checksum(trainer.x, trainer.y),
-            "checksum of the validation data": None if held_out is None else _checksum(*held_out),
+            "checksum of the data": checksum(trainer.x, trainer.y),
+            "checksum of the validation data": None if held_out is None else checksum(*held_out),
             "lr": self.lr,
             "clip_norm": self.clip_norm,
             "patience": self.patience,
@@ -398,7 +399,8 @@ class _Validation:
         return -torch.cat(scores, 1).mean(1)
 
 
-def _checksum(*tensors: Tensor) -> int:
+def checksum(*tensors: Tensor) -> int:
+    """A CRC of tensors' values, to tell data sets apart."""
     value = 0
     for tensor in tensors:
         value = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)

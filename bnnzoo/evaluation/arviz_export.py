@@ -18,6 +18,7 @@ from bnnzoo.evaluation.inference_data import Variable, build
 from bnnzoo.evaluation.metrics import to_numpy
 from bnnzoo.posterior import Posterior, _conditional
 from bnnzoo.prediction import Prediction
+from bnnzoo.training import checksum, training_tensors
 
 _DRAWS = 200
 _BLOCK = 2**25  # elements of a prediction's parameters that are held at once
@@ -347,7 +348,14 @@ def _attributes(posterior: Posterior, data: Dataset | None, seed: int) -> dict[s
         attrs["data"] = data.name
         fitted = posterior.info.get("num_data")
         attrs |= {"num_data": len(data), "num_data_fitted": fitted}
-        attrs["fitted_to_these_data"] = None if fitted is None else fitted == len(data)
+        if fitted is None:
+            same = None
+        else:
+            same = (
+                checksum(*training_tensors(posterior.bnn, data, posterior.standardization))
+                == posterior.info["checksum"]
+            )
+        attrs["fitted_to_these_data"] = same
     if posterior.standardization is not None:
         for name in ("x_loc", "x_scale", "y_loc", "y_scale"):
             value = getattr(posterior.standardization, name)
