@@ -61,13 +61,17 @@ class Guide(Program):
     def initial_loc(self) -> Tensor:
         """The model's initial values in unconstrained space, flat [layout.size]; likelihood sites at their prior mean.
 
-        A prior without a finite mean starts at 1 in its constrained space.
+        Where the prior has no finite mean it is the origin of unconstrained space: 1 for a scale.
         """
         values = dict(self.model.initial_values())
+        like = next(self.model.network.parameters(), torch.empty(()))
         for name, prior in self.model.likelihood.sites().items():
-            mean = prior.mean.detach()
-            mean = torch.where(mean.isfinite(), mean, torch.ones_like(mean)).expand(prior.shape())
-            values[name] = biject_to(prior.support).inv(mean)
+            values[name] = torch.zeros(prior.shape(), dtype=like.dtype, device=like.device)
+            try:
+                mean = prior.mean.detach().expand(prior.shape())
+            except NotImplementedError:
+                continue
+            values[name] = torch.where(mean.isfinite(), biject_to(prior.support).inv(mean), values[name])
         return self.layout.join(values)
 
     def split_blocks(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -96,7 +100,9 @@ def resolve_per_site(rule: Any, names: list[str], network: nn.Module, allowed: t
         ValueError: If a choice is not allowed, a key matches nothing, or a site is matched by no key.
     """
     rules = dict(rule) if isinstance(rule, dict) else {"*": rule}
-    for choice in rules.values():
+    for key, choice in rules.items():
+        if not isinstance(key, str | type):
+            raise ValueError(f"{what}: keys are glob patterns on names or module types, not {key!r}")
         if choice not in allowed:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, not {choice!r}")
 

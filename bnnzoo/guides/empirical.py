@@ -23,7 +23,7 @@ class Empirical(Guide):
         draws: For each of its sites, [draw, *shape].
 
     Raises:
-        ValueError: If sites are missing or unknown, or their numbers of draws differ.
+        ValueError: If sites are missing or unknown, their numbers of draws differ, or their shapes are not the sites'.
     """
 
     has_density: ClassVar[bool] = False
@@ -36,6 +36,10 @@ class Empirical(Guide):
         if len(counts) != 1:
             raise ValueError(f"all sites need the same number of draws, not {sorted(counts)}")
         (self.num_draws,) = counts
+        for name, prior in bnn.sites.items():
+            if draws[name].shape[1:] != prior.shape():
+                needed = ", ".join(["draw", *map(str, prior.shape())])
+                raise ValueError(f"draws of {name!r} must have shape [{needed}], not {list(draws[name].shape)}")
         # A buffer's name has no dots.
         self.keys = {name: f"draws_{index}" for index, name in enumerate(draws)}
         for name, key in self.keys.items():
