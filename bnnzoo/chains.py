@@ -115,7 +115,7 @@ class Trainer:
     def losses(self, index: Tensor) -> Tensor:
         """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
         if self.chains == 1:
-            x, y = self.x[index[0]], self.y[index[0]]
+            x, y = self.x.index_select(0, index[0]), self.y.index_select(0, index[0])
             return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
         return self._mapped(self._stacked, self.buffers, self.x[index], self.y[index])
 

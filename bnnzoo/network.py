@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bnnzoo._types import Distribution
 from bnnzoo.likelihoods import Likelihood
 from bnnzoo.priors import Prior, map_tensors, resolve
-from bnnzoo.weights import Block, Layout
+from bnnzoo.weights import Block, Layout, ScalarNormal
 
 _instances = itertools.count()
 
@@ -272,7 +272,9 @@ def _merge(priors: dict[str, Distribution], shapes: dict[str, torch.Size]) -> Bl
         return _Whole(first, layout)
     arguments = {name: [getattr(p, name) for p in priors.values()] for name in first.arg_constraints}
     if all(v.numel() == 1 and torch.equal(v.reshape(()), vs[0].reshape(())) for vs in arguments.values() for v in vs):
-        return Block(type(first)(**{name: vs[0].reshape(()) for name, vs in arguments.items()}), layout)
+        scalars = {name: vs[0].reshape(()) for name, vs in arguments.items()}
+        fixed = type(first) is dist.Normal and not any(v.requires_grad or v.is_meta for v in scalars.values())
+        return Block((ScalarNormal if fixed else type(first))(**scalars), layout)
     flat = {
         name: torch.cat([v.expand(shapes[site]).reshape(-1) for v, site in zip(vs, priors, strict=True)])
         for name, vs in arguments.items()

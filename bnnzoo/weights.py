@@ -21,6 +21,7 @@ every output but draws positions independently, as the papers do; `"flipout"` an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
@@ -121,13 +122,37 @@ class FlatNormal(dist.Normal):
         return dist.Normal(self.loc, self.scale).expand(torch.Size(batch_shape))
 
 
+class ScalarNormal(dist.Normal):
+    """One Gaussian for all elements of a block, as most priors are; it knows the constants of its KL as numbers.
+
+    Args:
+        loc: Mean, a scalar.
+        scale: Standard deviation, a scalar.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(loc, scale, validate_args=False)
+        self.centered = loc.item() == 0.0
+        self.half_precision = 0.5 / scale.item() ** 2
+        self.log_scale = math.log(scale.item())
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.Normal:
+        """An ordinary `Normal`, expanded."""
+        return dist.Normal(self.loc, self.scale).expand(torch.Size(batch_shape))
+
+
 @register_kl(FlatNormal, dist.Normal)
 def _kl_flat_normal(q: FlatNormal, p: dist.Normal) -> Tensor:
-    # Summed before it is scaled where the prior is one scalar distribution: half the textbook form's passes over [D].
     squares = (q.loc - p.loc).square() + q.variance
-    if p.loc.numel() == p.scale.numel() == 1:
-        return 0.5 * squares.sum() / p.scale**2 - q.log_scale.sum() + (p.scale.log() - 0.5) * q.loc.numel()
     return (0.5 * squares / p.scale**2 - q.log_scale + p.scale.log() - 0.5).sum()
+
+
+@register_kl(FlatNormal, ScalarNormal)
+def _kl_flat_scalar_normal(q: FlatNormal, p: ScalarNormal) -> Tensor:
+    # Summed before it is scaled: half the passes over [D] that the line above takes.
+    deviation = q.loc if p.centered else q.loc - p.loc
+    squares = torch.addcmul(q.variance, deviation, deviation).sum()
+    return squares * p.half_precision - q.log_scale.sum() + (p.log_scale - 0.5) * q.loc.numel()
 
 
 class NormalWeight(TorchDistribution):
