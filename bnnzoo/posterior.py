@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bnnzoo.data import Standardization
 
 #: Elements of weights that are drawn together. Fixed, so that draws do not depend on how much memory may be used.
-_DRAWN_TOGETHER = 2**22
+_DRAWN_TOGETHER = 2**20
 #: Elements that a forward pass of several draws works on at once, where memory allows more.
 _WORKING_SET = 2**26
 
@@ -229,6 +229,8 @@ class Posterior:
         reference = next(iter(self.bnn.network.parameters()))
         # As for training: integers are inputs of their own kind (of an embedding) only where they come as a tensor.
         x = x.to(self.device) if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, float), device=self.device)
+        if x.dtype in (torch.bool, torch.uint8):
+            x = x.to(reference.dtype)
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ValueError(f"x has {int((~x.isfinite()).sum())} NaN or infinite values")
         if x.dim() == 0 or len(x) == 0:
@@ -287,14 +289,15 @@ class Posterior:
         """Predictions of all rows by blocks of draws."""
         draws, rows = self._block(x, memory)
         for values in self._draws(num_samples, seed, draws):
-            parts = [self._map(_conditional, values, x[i : i + rows]) for i in range(0, len(x), rows)]
-            parameters = parts[0]
-            if len(parts) > 1:
-                # A parameter shared by all rows has one row only.
-                parameters = {
-                    name: value if value.shape[2] == 1 and len(x[:rows]) > 1 else torch.cat([p[name] for p in parts], 2)
-                    for name, value in parts[0].items()
-                }
+            parameters = self._map(_conditional, values, x[:rows])
+            if rows < len(x):
+                # Written into one tensor, for the heap would not shrink below small parts that live on.
+                parameters = {name: _lengthened(value, rows, len(x)) for name, value in parameters.items()}
+                for start in range(rows, len(x), rows):
+                    part = self._map(_conditional, values, x[start : start + rows])
+                    for name, value in part.items():
+                        if parameters[name].shape[2] > 1:  # else it is shared by all rows
+                            parameters[name][:, :, start : start + rows] = value
             yield Prediction(self._rescaled(parameters), self.bnn.likelihood.family, self.bnn.likelihood.task)
 
     def _rescaled(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -333,6 +336,15 @@ class Posterior:
             raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
 
 
+def _lengthened(value: Tensor, rows: int, total: int) -> Tensor:
+    """Room for `total` rows, the first ones filled, [chain, draw, rows, ...]; a value shared by all stays one row."""
+    if value.shape[2] == 1 and rows > 1:
+        return value
+    whole = value.new_empty(*value.shape[:2], total, *value.shape[3:])
+    whole[:, :, :rows] = value
+    return whole
+
+
 def _unconstrained(guide: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """What to give a guide's random sites for given weights; Pyro's AutoGuides draw in unconstrained space."""
     if not isinstance(guide, AutoNormal | AutoContinuous):
@@ -356,7 +368,7 @@ def _conditional(model: BayesianNetwork, guide: nn.Module, values: dict[str, Ten
 
 
 class _Counting(TorchDispatchMode):
-    """Adds up the bytes of every tensor that operations return: what a pass needs at most."""
+    """Adds up the bytes of every tensor that operations make, views aside: what a pass needs at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -364,5 +376,7 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.bytes += sum(t.numel() * t.element_size() for t in made if t.untyped_storage().data_ptr() not in given)
         return result
