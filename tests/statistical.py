@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 #: Probability that all comparisons of one test file together raise one false alarm.
-FALSE_ALARM = 1e-5
+FALSE_ALARM = 1e-6
 
 
 def bound(comparisons: int) -> float:

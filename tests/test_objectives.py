@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods
 from bnnzoo._vectorize import pyro_settings, vectorize
 from bnnzoo.objectives import ELBO, KLAnnealing, Sites, kl_terms
-from bnnzoo.weights import SAMPLINGS
+from bnnzoo.weights import SAMPLINGS, RandomWeight
 
 MODEL = Conjugate(n=8, d=2)
 COMPARISONS = 1000
@@ -45,8 +45,8 @@ def mean_field(bnn: BayesianNetwork, sampling: str = "dense") -> tuple[guides.Me
     """A guide somewhere near the posterior, its mean and its covariance."""
     guide = guides.MeanField(bnn, sampling=sampling)
     with torch.no_grad():
-        guide.loc.copy_(MODEL.mean + 0.1)
-        guide.log_scale.copy_(torch.tensor([-1.0, -0.5, -1.5]))
+        guide.loc.copy_(MODEL.mean + 0.05)
+        guide.log_scale.copy_(torch.tensor([-2.0, -2.5, -3.0]))  # small: the loss varies little, errors show
     return guide, guide.loc.detach().double(), (2 * guide.log_scale.detach()).exp().double().diag()
 
 
@@ -69,6 +69,24 @@ def test_particles_are_independent(sampling):
     guide, *_ = mean_field(bnn, sampling)
     one, five = (evaluations(ELBO(particles), bnn, guide, *MODEL.data, count=3000).var() for particles in (1, 5))
     assert 0.64 < 5 * five / one < 1.36
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_network_is_handed_structured_weights(sampling):
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(type(self.weight))
+            return super().forward(x)
+
+    bnn = BayesianNetwork(Watched(2, 1), likelihoods.Gaussian(0.5))
+    guide = guides.MeanField(bnn, sampling=sampling)
+    for elbo in (ELBO(), ELBO(3)):
+        elbo(bnn, guide)(*MODEL.data)
+        bnn(*MODEL.data)  # any other call of the model draws plain tensors
+    assert set(seen) == ({Tensor} if sampling == "dense" else {Tensor, RandomWeight})
+    assert seen[0] is (Tensor if sampling == "dense" else RandomWeight)
 
 
 def test_the_divergence_is_exact_in_every_evaluation():
@@ -102,7 +120,7 @@ def gaussian_of(guide) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
 def test_pyros_guides_have_the_closed_form_on_average(kind, particles):
     bnn = MODEL.bnn()
-    guide = kind(bnn, init_scale=0.5)
+    guide = kind(bnn, init_scale=0.05)
     losses = evaluations(ELBO(particles), bnn, guide, *MODEL.data)
     with torch.no_grad():
         assert_mean(losses, -MODEL.elbo(*gaussian_of(guide)), COMPARISONS, "loss")
@@ -127,7 +145,7 @@ class Spelled(PyroModule):
     def __init__(self, way: str) -> None:
         super().__init__()
         self.way = way
-        self.loc, self.scale = MODEL.mean.float() + 0.1, torch.tensor([0.4, 0.6, 0.3])
+        self.loc, self.scale = MODEL.mean.float() + 0.1, torch.tensor([0.1, 0.2, 0.05])
 
     def forward(self, *args, **kwargs) -> None:
         u = pyro.sample("u", dist.Normal(torch.zeros(3), 1.0).to_event(1), infer={"is_auxiliary": True})

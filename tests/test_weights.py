@@ -109,6 +109,8 @@ CASES = {
     "conv_transpose3d options": (lambda b: nn.ConvTranspose3d(2, 2, 2, 2, 1, 1, 2, b, 2), (2, 2, 2, 2, 1), 2),
 }
 
+PLAIN = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+
 
 def case(name: str, bias: bool) -> Case:
     make, shape, examples = CASES[name]
@@ -126,7 +128,7 @@ def test_preactivations_have_the_analytic_mean_and_covariance(name, bias, rule):
 
 @pytest.mark.parametrize("rule", SAMPLINGS)
 @pytest.mark.parametrize("random", ["weight", "bias"])
-@pytest.mark.parametrize("name", ["linear", "linear, extra dimension", "conv2d options", "conv_transpose1d unbatched"])
+@pytest.mark.parametrize("name", [*PLAIN, "linear, extra dimension", "conv2d options", "conv_transpose1d unbatched"])
 def test_one_of_weight_and_bias_may_be_deterministic(name, random, rule):
     given = case(name, bias=True)
     check_moments(given, Q(given.layer, [random], rule))
@@ -156,6 +158,24 @@ def test_local_noise_is_independent_of_the_position_and_flipout_keeps_its_correl
     assert within > 0.999
     assert abs(between) < 0.1
     assert (correlation("local") - torch.eye(4)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_flipout_flips_input_channels_as_well_as_output_channels(name):
+    """Two equal rows of C equal inputs: given the signs, their noises correlate by ρ, and E ρ² = 1/C.
+
+    With signs on outputs alone, or one sign for all channels, the noises would be equal up to sign.
+    """
+    dimensions = int(name[-2]) if name.endswith("d") else 0
+    kind = type(case(name, bias=False).layer)
+    layer = kind(4, 1, *[1] * (dimensions > 0), bias=False).double()
+    q = Q(layer, ["weight"], "flipout")
+    q.log_scale = torch.zeros(4, dtype=torch.float64)
+    x = torch.ones(2, 4, *[1] * dimensions, dtype=torch.float64)
+    noise = q.draws(x).flatten(1) - q.loc.sum()
+    products = (noise[:, 0] * noise[:, 1]).square() / 16
+    # E (n n')² = σ⁴ (1 + 2 E ρ²)
+    assert_mean(products[:, None], torch.tensor([1.5], dtype=torch.float64), COMPARISONS)
 
 
 NODES, MASS = np.polynomial.hermite_e.hermegauss(40)
