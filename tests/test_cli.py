@@ -238,6 +238,7 @@ def test_model_options(here):
     assert isinstance(made.guide, guides.Map)
     assert made.objective.num_particles == 3
     assert made.bnn.network.hidden == (7, 5)
+    assert made.training.pop("scheduler") is not None
     assert made.training == {"epochs": 9, "batch_size": 18, "lr": 0.5, "chains": 3}
     unit = data.load("cubic").split().train.standardization.y_scale
     assert made.bnn.likelihood.scale.item() == pytest.approx(2.5 / unit.item())
@@ -282,12 +283,13 @@ def test_entry_with_changes(here):
     assert len(plan.split.test) == round(0.3 * 1797)
 
 
-def test_epochs_are_bounded_for_large_data(here, tmp_path):
+def test_large_data_get_no_more_steps_than_the_entry_s_own(here, tmp_path):
     rng = np.random.default_rng(0)
     pd.DataFrame(rng.normal(size=(20_000, 2)), columns=["x", "y"]).to_csv(tmp_path / "big.csv", index=False)
     training = resolve(FitOptions(csv=tmp_path / "big.csv", target="y")).built.training
     steps = training["epochs"] * 18_000 / training["batch_size"]
-    assert planning.STEPS * 0.9 < steps <= planning.STEPS
+    entry = models.catalogue["mean-field/uci-mlp"].training
+    assert steps == pytest.approx(entry["epochs"] * 927 / entry["batch_size"], rel=0.05)
     assert resolve(FitOptions(csv=tmp_path / "big.csv", target="y", epochs=400)).built.training["epochs"] == 400
 
 

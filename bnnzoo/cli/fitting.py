@@ -70,7 +70,9 @@ def introduce(plan: Plan, console: Console) -> None:
     train, built = plan.split.train, plan.built
     weights = sum(p.numel() for p in built.bnn.network.parameters())
     shape = " x ".join(str(size) for size in train.input_shape)
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in built.training.items())
+    settings = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in built.training.items() if not callable(value)
+    )
     rows = [
         ("data", f"{train.name}: {len(train)} training and {len(plan.split.test)} test rows of {shape}, {train.task}"),
         ("network", f"{type(built.bnn.network).__name__}, {weights} weights"),

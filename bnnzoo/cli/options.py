@@ -56,8 +56,8 @@ def _scale_mixture(weight: float = 0.5, scale1: float = 1.0, scale2: float = 0.1
     return priors.ScaleMixture(weight, scale1, scale2)
 
 
-def _elbo(particles: int = 1) -> objectives.ELBO:
-    return objectives.ELBO(num_particles=particles)
+def _elbo(epochs: int, particles: int = 1, annealing: float = 0.0) -> objectives.ELBO:
+    return entry.elbo(particles, annealing)(epochs)
 
 
 PRIORS: dict[str, Choice] = {
@@ -65,9 +65,7 @@ PRIORS: dict[str, Choice] = {
     "laplace": Choice(_laplace, "Laplace of mean 0; laplace:SCALE, default 1"),
     "student-t": Choice(_student_t, "Student's t around 0; student-t:DF,SCALE, default 3,1"),
     "cauchy": Choice(_cauchy, "Cauchy around 0; cauchy:SCALE, default 1"),
-    "scale-mixture": Choice(
-        _scale_mixture, "two Gaussians; scale-mixture:WEIGHT,SCALE1,SCALE2, default 0.5,1,0.1"
-    ),
+    "scale-mixture": Choice(_scale_mixture, "two Gaussians; scale-mixture:WEIGHT,SCALE1,SCALE2, default 0.5,1,0.1"),
     "log-uniform": Choice(priors.LogUniform, "improper: p(w) proportional to 1/|w|"),
     "fan-in": Choice(priors.FanIn, "Gaussian of scale SCALE/sqrt(fan-in), layer by layer; fan-in:SCALE, default 1"),
     "he": Choice(priors.He, "Gaussian of scale sqrt(2/fan-in), layer by layer"),
@@ -90,7 +88,7 @@ NUTS = "nuts"
 """The one name of `--guide` that is no guide: the posterior is sampled."""
 
 OBJECTIVES: dict[str, Choice] = {
-    "elbo": Choice(_elbo, "evidence lower bound, analytic KL; elbo:PARTICLES, default 1"),
+    "elbo": Choice(_elbo, "evidence lower bound; elbo:PARTICLES,ANNEALING (share of the training), default 1 and none"),
 }
 
 

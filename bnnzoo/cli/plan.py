@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from bnnzoo import data
+from bnnzoo import data, priors
 from bnnzoo._vectorize import seeded
 from bnnzoo.cli import options as parsing
 from bnnzoo.cli.options import bad, checking, known, known_data
@@ -21,10 +22,8 @@ from bnnzoo.models.catalogue import NOISE
 from bnnzoo.models.entry import Built, Entry, gaussian, mlp
 from bnnzoo.weights import SAMPLINGS
 
-STEPS = 30_000
-"""Without `--epochs`, other data than an entry's own get at most about this many optimizer steps."""
-
-MINIMUM_EPOCHS = 5
+MINIMUM_EPOCHS = 10
+"""Without `--epochs`, other data than an entry's own get as many steps as these, and so many epochs at least."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,8 @@ def _entry(options: FitOptions, dataset: Dataset) -> tuple[str, Entry]:
     names = [f"{family}/{kind}" for kind in kinds for family in (guide, "mean-field")]
     entry = catalogue[next(name for name in names if name in catalogue)]
     if dataset.task == "counts" and options.likelihood is None:
-        entry = replace(entry, likelihood=parsing.LIKELIHOODS["poisson"].make())
+        # Under a standard normal prior on every weight the log rate has a standard deviation of tens.
+        entry = replace(entry, likelihood=parsing.LIKELIHOODS["poisson"].make(), prior=priors.FanIn)
     return guide, entry
 
 
@@ -272,8 +272,10 @@ def _training(options: FitOptions, entry: Entry, train: Dataset) -> dict[str, An
     if options.epochs is not None:
         training["epochs"] = options.epochs
     elif train.name != entry.data:
-        steps = -(-rows // training["batch_size"])
-        training["epochs"] = max(MINIMUM_EPOCHS, min(training["epochs"], STEPS // steps))
+        own = data.info(entry.data)
+        own_rows = own.rows if own.test_rows else round(0.9 * own.rows)
+        steps = training["epochs"] * math.ceil(own_rows / entry.training["batch_size"])
+        training["epochs"] = max(MINIMUM_EPOCHS, steps // math.ceil(rows / training["batch_size"]))
     if options.lr is not None:
         training["lr"] = options.lr
     return training

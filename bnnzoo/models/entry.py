@@ -53,7 +53,8 @@ class Entry:
         prior: Builds the prior.
         likelihood: Builds the likelihood for the data.
         guide: Builds the guide from the model; None samples with NUTS.
-        objective: Builds the objective.
+        objective: Builds the objective from the number of epochs.
+        schedule: Builds `fit`'s `scheduler` from the number of epochs; None keeps the learning rate.
         training: Keyword arguments of `fit` (of `bnnzoo.sample` for NUTS).
     """
 
@@ -65,17 +66,19 @@ class Entry:
     prior: Callable[[], Prior]
     likelihood: Callable[[Dataset], Likelihood]
     guide: Callable[[BayesianNetwork], PyroModule] | None
-    objective: Callable[[], Any] = objectives.ELBO
+    objective: Callable[[int], Any] = lambda epochs: objectives.ELBO()
+    schedule: Callable[[int], Callable[..., Any]] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, data: Dataset | Split) -> Built:
+    def build(self, data: Dataset | Split, **settings: Any) -> Built:
         """Builds the model, guide and objective for data.
 
         Args:
             data: The data, or a split of them (the training half decides the sizes, both halves the classes).
+            **settings: Training settings that replace the entry's, or add to them.
 
         Returns:
-            The model, guide, objective and a copy of the training settings.
+            The model, guide, objective and the training settings.
 
         Raises:
             ValueError: The data's task is not the likelihood's, or the network does not fit the inputs.
@@ -91,8 +94,12 @@ class Entry:
         if likelihood.task == "classification" and outputs > 1 and train.class_names is not None:
             outputs = max(outputs, len(train.class_names))  # a class may be missing in a small split
         bnn = BayesianNetwork(self.network(train, outputs), likelihood=likelihood, prior=self.prior())
-        guide = None if self.guide is None else self.guide(bnn)
-        return Built(bnn, guide, None if guide is None else self.objective(), dict(self.training))
+        training = {**self.training, **settings}
+        if self.guide is None:
+            return Built(bnn, None, None, training)
+        if self.schedule is not None:
+            training.setdefault("scheduler", self.schedule(training["epochs"]))
+        return Built(bnn, self.guide(bnn), self.objective(training["epochs"]), training)
 
 
 def mlp(*hidden: int, activation: str = "relu") -> Callable[[Dataset, int], nn.Module]:
@@ -161,3 +168,23 @@ def normal(scale: float = 1.0) -> Callable[[], Prior]:
 def mean_field(**options: Any) -> Callable[[BayesianNetwork], PyroModule]:
     """A factory of `MeanField` guides with these options."""
     return partial(guides.MeanField, **options)
+
+
+def elbo(num_particles: int = 1, annealing: float = 0.0) -> Callable[[int], objectives.ELBO]:
+    """A factory of ELBOs.
+
+    Args:
+        num_particles: Draws a step.
+        annealing: Share of the training, 0 to 1, over which the KL divergence's weight rises from 0 to 1.
+    """
+
+    def make(epochs: int) -> objectives.ELBO:
+        weight = objectives.KLAnnealing(annealing * epochs) if annealing > 0 else 1.0
+        return objectives.ELBO(num_particles, weight)
+
+    return make
+
+
+def cosine(epochs: int) -> Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]:
+    """A schedule: the learning rate falls to 0 along a cosine over the epochs."""
+    return partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)

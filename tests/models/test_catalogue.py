@@ -26,16 +26,15 @@ def small_split(name: str) -> Split:
     return dataset.split(test_size=4, seed=0, stratify=False)
 
 
-def brief(entry: models.Entry, settings: dict) -> dict:
-    """The settings of an entry, made short."""
+def brief(entry: models.Entry) -> dict:
+    """Settings that make a fit short."""
     if entry.guide is None:
-        return {**settings, "num_samples": 4, "warmup_steps": 3, "max_tree_depth": 3}
-    return {**settings, "epochs": 2, "batch_size": 10, "chains": min(settings.get("chains", 1), 2)}
+        return {"num_samples": 4, "warmup_steps": 3, "max_tree_depth": 3}
+    return {"epochs": 2, "batch_size": 10, "chains": min(entry.training.get("chains", 1), 2)}
 
 
 def run(entry: models.Entry, split: Split) -> bnnzoo.Posterior:
-    bnn, guide, objective, settings = entry.build(split)
-    settings = brief(entry, settings)
+    bnn, guide, objective, settings = entry.build(split, **brief(entry))
     if guide is None:
         return bnnzoo.sample(bnn, split.train, seed=0, progress=False, **settings)
     return bnnzoo.fit(bnn, guide, split.train, objective=objective, seed=0, progress=False, **settings)
@@ -81,6 +80,18 @@ def test_builds_are_independent():
     assert second.training["epochs"] == entry.training["epochs"] != 1
     assert first.bnn is not second.bnn
     assert first.guide is not second.guide
+
+
+def test_schedules_follow_the_number_of_epochs():
+    split = small_split("concrete")
+    _, _, objective, settings = models.catalogue["mean-field/uci-mlp"].build(split, epochs=40)
+    assert settings["epochs"] == 40
+    assert [objective.kl_weight(epoch) for epoch in (0, 5, 10, 40)] == [0.0, 0.5, 1.0, 1.0]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = settings["scheduler"](optimizer)
+    assert scheduler.T_max == 40
+    own = object()
+    assert models.catalogue["mean-field/uci-mlp"].build(split, scheduler=own).training["scheduler"] is own
 
 
 def test_network_is_sized_by_the_data():
@@ -139,4 +150,4 @@ def test_adding_an_entry_takes_one_statement():
     assert isinstance(guide, guides.Map)
     assert isinstance(bnn.likelihood, likelihoods.Gaussian)
     assert [m.out_features for m in bnn.network.modules() if isinstance(m, nn.Linear)] == [200, 1]
-    assert math.isclose(settings["lr"], 5e-3)
+    assert math.isclose(settings["lr"], 1e-2)
