@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -132,8 +133,9 @@ class BayesianNetwork(Program):
 
     @property
     def tied(self) -> set[str]:
-        """Sites whose weight is used in several places of the network."""
-        return {name for name, places in self._places.items() if len(places) > 1}
+        """Sites whose weight is found in several places of the network: tied, or of a module that is there twice."""
+        counts = Counter(p for _, p in self.network.named_parameters(remove_duplicate=False))
+        return {name for name in self.priors if counts[self.network.get_parameter(name)] > 1}
 
     def initial_values(self) -> dict[str, Tensor]:
         """The values that the network's random weights have in the network itself: where guides start."""

@@ -140,6 +140,21 @@ def test_tied_weights_are_one_site_and_change_together():
         assert guide.loc.grad.isfinite().all()
 
 
+def test_a_module_that_is_there_twice_is_tied():
+    shared = nn.Linear(3, 3)
+    network = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(3, 1))
+    bnn = BayesianNetwork(network, likelihoods.Gaussian(0.5))
+    assert list(bnn.sites) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert bnn.tied == {"0.weight", "0.bias"}
+    x, y = data()
+    v = draw(bnn)
+    layer = lambda h: F.linear(h, v["0.weight"], v["0.bias"])  # noqa: E731
+    expected = F.linear(layer(torch.tanh(layer(x))), v["3.weight"], v["3.bias"])
+    torch.testing.assert_close(bnn.output(v, x), expected)
+    for sampling in ("local", "flipout", "dense"):
+        assert objectives.ELBO()(bnn, guides.MeanField(bnn, sampling=sampling))(x, y).isfinite()
+
+
 def test_a_layer_used_twice_is_refused_under_local_and_works_dense():
     class Recycled(nn.Module):
         def __init__(self) -> None:
