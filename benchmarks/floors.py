@@ -1,0 +1,197 @@
+"""Hand-written competitors without Pyro: what a step or a prediction costs when nothing is general.
+
+They handle `nn.Sequential` networks of linear and convolutional layers under a standard normal prior.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from common import DATA_SIZE, LR, NOISE
+from torch import Tensor, nn
+
+Step = Callable[[], object]
+
+
+def negative_log_likelihood(output: Tensor, y: Tensor, size: int = DATA_SIZE) -> Tensor:
+    """Of outputs [..., N, K], scaled to `size` rows: categorical, or Gaussian with known noise, up to a constant."""
+    if y.is_floating_point():
+        squares = (output.squeeze(-1) - y).square().sum()
+        return squares * (size / y.shape[-1] / (2 * NOISE**2))
+    return F.cross_entropy(output, y, reduction="sum") * (size / y.shape[-1])
+
+
+def plain_step(network: nn.Sequential, x: Tensor, y: Tensor, lr: float = LR) -> Step:
+    """The step of the ordinary network with one fused Adam: no uncertainty at all."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = negative_log_likelihood(network(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def sample_layer(layer: nn.Module, h: Tensor, loc: Sequence[Tensor], variance: Sequence[Tensor], local: bool) -> Tensor:
+    """Output of a layer with independent Gaussian weight and bias: the local rule or one dense draw for the batch."""
+    if not local:
+        weight, bias = (torch.addcmul(m, v.sqrt(), torch.randn_like(m)) for m, v in zip(loc, variance, strict=True))
+        return apply_layer(layer, h, weight, bias)
+    mean = apply_layer(layer, h, *loc)
+    return torch.addcmul(mean, apply_layer(layer, h * h, *variance).sqrt(), torch.randn_like(mean))
+
+
+def apply_layer(layer: nn.Module, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer, or a convolution without padding, with other weights."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(h, weight, bias)
+    assert isinstance(layer, nn.Conv2d)
+    return F.conv2d(h, weight, bias, layer.stride)
+
+
+def flat_step(
+    network: nn.Sequential, x: Tensor, y: Tensor, local_conv: bool = True, lr: float = LR, init_scale: float = 0.01
+) -> Step:
+    """The floor: all locs in one vector, all log variances in another, one KL, one fused Adam, views for the layers.
+
+    Args:
+        network: Gives the architecture and the first locs.
+        x: Inputs of the minibatch.
+        y: Its targets [N].
+        local_conv: Local reparameterization on convolutions too; otherwise they get one dense draw a batch.
+        lr: Adam's.
+        init_scale: First posterior standard deviation.
+
+    Returns:
+        A function that does one step and returns the loss.
+    """
+    shapes = [p.shape for p in network.parameters()]
+    sizes = [shape.numel() for shape in shapes]
+    loc = nn.utils.parameters_to_vector(network.parameters()).detach().requires_grad_()
+    log_variance = torch.full_like(loc, 2 * math.log(init_scale)).requires_grad_()
+    optimizer = torch.optim.Adam([loc, log_variance], lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        variance = log_variance.exp()
+        locs = iter([v.view(s) for v, s in zip(loc.split(sizes), shapes, strict=True)])
+        variances = iter([v.view(s) for v, s in zip(variance.split(sizes), shapes, strict=True)])
+        h = x
+        for layer in network:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                pairs = (next(locs), next(locs)), (next(variances), next(variances))
+                h = sample_layer(layer, h, *pairs, local=local_conv or isinstance(layer, nn.Linear))
+            else:
+                h = layer(h)
+        kl = (torch.dot(loc, loc) + (variance - log_variance).sum() - loc.numel()) / 2
+        loss = negative_log_likelihood(h, y) + kl
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def tensor_step(network: nn.Sequential, x: Tensor, y: Tensor, lr: float = LR, init_scale: float = 0.01) -> Step:
+    """As `flat_step` with local reparameterization, but one loc, one scale and one KL a tensor: the usual way."""
+    locs = [p.detach().clone().requires_grad_() for p in network.parameters()]
+    log_variances = [torch.full_like(m, 2 * math.log(init_scale)).requires_grad_() for m in locs]
+    optimizer = torch.optim.Adam([*locs, *log_variances], lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        kl = x.new_zeros(())
+        index, h = 0, x
+        for layer in network:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                own = slice(index, index + 2)
+                variances = [v.exp() for v in log_variances[own]]
+                for m, u, v in zip(locs[own], log_variances[own], variances, strict=True):
+                    kl = kl + (m * m + v - u - 1).sum() / 2
+                h = sample_layer(layer, h, locs[own], variances, local=True)
+                index += 2
+            else:
+                h = layer(h)
+        loss = negative_log_likelihood(h, y) + kl
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def chains_step(network: nn.Sequential, x: Tensor, y: Tensor, lr: float = LR, init_scale: float = 0.01) -> Step:
+    """As `flat_step` for R posteriors of an MLP at once, by batched matrix products.
+
+    Args:
+        network: Linear layers and element-wise functions.
+        x: A minibatch for each chain, [R, N, Q].
+        y: Its targets, [R, N].
+        lr: Adam's.
+        init_scale: First posterior standard deviation.
+
+    Returns:
+        A function that does one step and returns the sum of the losses.
+    """
+    chains = x.shape[0]
+    sizes = [p.numel() for p in network.parameters()]
+    # Weights as [in, out], as the products take them: a transposed view costs a third more.
+    loc = torch.cat([p.detach().t().reshape(-1) for p in network.parameters()]).repeat(chains, 1).requires_grad_()
+    log_variance = torch.full_like(loc, 2 * math.log(init_scale)).requires_grad_()
+    optimizer = torch.optim.Adam([loc, log_variance], lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        variance = log_variance.exp()
+        locs, variances = iter(loc.split(sizes, 1)), iter(variance.split(sizes, 1))
+        h = x
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                shape = (chains, layer.in_features, layer.out_features)
+                mean, spread = (
+                    torch.baddbmm(bias.unsqueeze(1), u, weight.view(shape))
+                    for u, weight, bias in ((h, next(locs), next(locs)), (h * h, next(variances), next(variances)))
+                )
+                h = torch.addcmul(mean, spread.sqrt(), torch.randn_like(mean))
+            else:
+                h = layer(h)
+        kl = (loc.square() + variance - log_variance - 1).sum() / 2
+        loss = negative_log_likelihood(h, y) + kl
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def bmm_draws(network: nn.Sequential, scale: float, num_draws: int) -> Callable[[Tensor], Tensor]:
+    """Outputs [draw, N, K] of an MLP under a factorized Gaussian posterior around the network's own weights.
+
+    Args:
+        network: Linear layers and element-wise functions.
+        scale: Standard deviation of every weight.
+        num_draws: Posterior draws.
+
+    Returns:
+        A function of the inputs [N, Q] that draws weights afresh.
+    """
+    sizes = [p.numel() for p in network.parameters()]
+    loc = nn.utils.parameters_to_vector(network.parameters()).detach()
+
+    @torch.no_grad()
+    def predict(x: Tensor) -> Tensor:
+        draws = iter(torch.addcmul(loc, torch.full_like(loc, scale), torch.randn(num_draws, len(loc))).split(sizes, 1))
+        h = x.expand(num_draws, *x.shape)
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                weight = next(draws).reshape(num_draws, layer.out_features, layer.in_features)
+                h = torch.baddbmm(next(draws).unsqueeze(1), h, weight.transpose(1, 2))
+            else:
+                h = layer(h)
+        return h
+
+    return predict
