@@ -121,10 +121,11 @@ def seeded(seed: int | None, device: torch.device | str = "cpu") -> Iterator[Non
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In eval mode inside, then as before."""
-    training = module.training
+    """In eval mode inside, then each part as before."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training

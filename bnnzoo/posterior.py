@@ -145,9 +145,10 @@ class Posterior:
                 `summarize` needs no room for them.
         """
         x = self._inputs(x)
-        one = self._conditional_once(x)
-        result = sum(v.element_size() * v.numel() * (len(x) // v.shape[0]) for v in one.values())
-        result *= self.chains * num_samples
+        # Of two rows a parameter has two values, or one that all rows share.
+        few = self._conditional_once(x, rows=2)
+        each = [v.element_size() * v.numel() * (len(x) if len(v) > 1 else 2) // 2 for v in few.values()]
+        result = self.chains * num_samples * sum(each)
         if 2 * result > max_memory:
             raise ValueError(
                 f"the predictions of {self.chains} x {num_samples} draws for {len(x)} inputs take "
@@ -183,7 +184,7 @@ class Posterior:
 
         def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
             given = _unconstrained(guide, values)
-            sites = Sites(given).run(guide)
+            sites = Sites(given).run(guide, None)
             # A point has no density, and where a guide draws further sites only the joint density is known.
             nonlocal known
             known = set(given) == {name for name, site in sites.items() if not _is_point(site["fn"])}
@@ -243,7 +244,7 @@ class Posterior:
         """Blocks of draws, {site: [chain, block, ...]}; `most` cuts them smaller without changing the draws."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        chunk = max(1, min(256, _DRAWN_TOGETHER // (self.chains * self._size())))
+        chunk = self._drawn_together()
         for number, start in enumerate(range(0, num_samples, chunk)):
             size = min(chunk, num_samples - start)
             if isinstance(self.guide, Empirical):
@@ -255,12 +256,15 @@ class Posterior:
             for first in range(0, size, step):
                 yield {name: value[:, first : first + step] for name, value in values.items()}
 
+    def _drawn_together(self) -> int:
+        return max(1, min(256, _DRAWN_TOGETHER // (self.chains * self._size())))
+
     def _draw(self, size: int, seed: int) -> dict[str, Tensor]:
         names = list(self.bnn.sites)  # and none of a guide's own auxiliary sites
 
         def draw(model: nn.Module, guide: nn.Module, _: Tensor) -> dict[str, Tensor]:
             sites = Sites()
-            sites.run(guide)
+            sites.run(guide, None)  # a guide of weights takes the model's arguments and ignores them
             return {name: sites.drawn[name] for name in names}
 
         with seeded(seed, self.device):
@@ -287,7 +291,7 @@ class Posterior:
 
     def _predictions(self, x: Tensor, num_samples: int, seed: int, memory: int) -> Iterator[Prediction]:
         """Predictions of all rows by blocks of draws."""
-        draws, rows = self._block(x, memory)
+        draws, rows = self._block(x, memory, num_samples)
         for values in self._draws(num_samples, seed, draws):
             parameters = self._map(_conditional, values, x[:rows])
             if rows < len(x):
@@ -307,31 +311,46 @@ class Posterior:
         like = next(iter(parameters.values()))
         return likelihood.rescale(parameters, units.y_loc.to(like), units.y_scale.to(like))
 
-    def _block(self, x: Tensor, memory: int) -> tuple[int, int]:
+    def _block(self, x: Tensor, memory: int, num_samples: int) -> tuple[int, int]:
         """How many draws and rows one pass may take."""
         with _Counting() as counting:
             self._conditional_once(x[:1])
-        activations = counting.bytes * self.chains
+        # Mapped operations make more tensors than plain ones, two or three times as many. Counting those takes two more
+        # passes, which are saved where there is room anyway.
+        activations = 4 * counting.bytes * self.chains
         weights = 3 * self.chains * self._size() * x.element_size()
+        together = min(num_samples, self._drawn_together())
+        if together * (weights + len(x) * activations) <= min(memory, 4 * _WORKING_SET):
+            return together, len(x)
+        activations = max(1, self._mapped_bytes(x, 2) - self._mapped_bytes(x, 1))
         if activations + weights > memory:
             raise ValueError(
                 f"max_memory is too small: one draw of {self.chains} chains for one input needs "
                 f"{(activations + weights) / 2**20:.1f} MiB of work, and {memory / 2**20:.1f} MiB are left for it"
             )
         memory = min(memory, 4 * _WORKING_SET)
-        draws = max(1, min(256, memory // (weights + min(len(x), 64) * activations)))
+        draws = max(1, min(together, memory // (weights + min(len(x), 64) * activations)))
         rows = max(1, (memory // draws - weights) // activations)
         return draws, min(rows, len(x))
 
-    def _conditional_once(self, x: Tensor) -> dict[str, Tensor]:
-        """The conditional's parameters for the network's own weights, to learn shapes and sizes; checks `x`."""
-        values = self.bnn.initial_values() | {
-            name: torch.ones(p.shape()) for name, p in self.bnn.likelihood.sites().items()
-        }
-        values = {name: value.to(self.device) for name, value in values.items()}
+    def _mapped_bytes(self, x: Tensor, rows: int) -> int:
+        """Bytes that a pass of one draw of every chain makes for this many rows."""
+        values = {n: v.expand(self.chains, 1, *v.shape) for n, v in self._own_values().items()}
+        with _Counting() as counting:
+            self._map(_conditional, values, x[:1].expand(rows, *x.shape[1:]))
+        return counting.bytes
+
+    def _own_values(self) -> dict[str, Tensor]:
+        """Values of all sites: the network's own weights."""
+        values = self.bnn.initial_values()
+        values |= {name: torch.ones(prior.shape()) for name, prior in self.bnn.likelihood.sites().items()}
+        return {name: value.to(self.device) for name, value in values.items()}
+
+    def _conditional_once(self, x: Tensor, rows: int = 1) -> dict[str, Tensor]:
+        """The conditional's parameters for the network's own weights and the first rows, to learn sizes; checks `x`."""
         try:
             with evaluating(self._pair), torch.no_grad():
-                return _conditional(self.bnn, self.guide, values, x[:1])
+                return _conditional(self.bnn, self.guide, self._own_values(), x[:rows])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
 
