@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_sample
 
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
 from bnnzoo.chains import chain_seed, stack
@@ -14,7 +15,8 @@ from bnnzoo.data import as_dataset
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
-from bnnzoo.training import checksum, training_tensors
+from bnnzoo.priors import LogUniform
+from bnnzoo.training import _at_least, checksum, training_tensors
 
 
 def sample(
@@ -30,7 +32,7 @@ def sample(
 ) -> Posterior:
     """Draw from the posterior with the No-U-Turn sampler (Hoffman & Gelman 2014), chain after chain.
 
-    For small networks. Each chain starts at a draw from the prior, or at the network's own values where that fails.
+    For small networks. Each chain starts at a draw from the prior.
 
     Args:
         bnn: The model; every parameter needs a prior, for there is nothing to learn others by.
@@ -40,26 +42,30 @@ def sample(
         chains: Number of chains, ≥ 1.
         seed: Fixes the draws; torch's global generators are left as they were.
         progress: Show a progress bar; default if standard error is a terminal.
-        nuts: Further arguments of `pyro.infer.NUTS`, such as `target_accept_prob` and `max_tree_depth`.
+        nuts: Further arguments of `pyro.infer.NUTS`, such as `target_accept_prob`, `max_tree_depth` and
+            `init_strategy`.
 
     Returns:
         A posterior that holds the draws; `info` has divergences and acceptance rates by chain.
 
     Raises:
-        ValueError: If parameters of the model have no prior, the data do not fit, or a number is out of range.
+        ValueError: If parameters of the model have no prior or an improper one, the data do not fit, or a number is out
+            of range.
     """
-    for name, value, least in (
-        ("num_samples", num_samples, 1),
-        ("warmup_steps", warmup_steps, 0),
-        ("chains", chains, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+    num_samples = _at_least(1, num_samples=num_samples)
+    warmup_steps = _at_least(0, warmup_steps=warmup_steps)
+    chains, seed = _at_least(1, chains=chains), _at_least(0, seed=seed)
     learned = [name for name, p in bnn.named_parameters() if p.requires_grad]
     if learned:
         raise ValueError(
             f"NUTS draws, it does not optimize: {', '.join(learned)} need a prior or a fixed value "
             "(likelihoods.Gaussian(scale=0.1), or scale=pyro.distributions.HalfNormal(1.0))"
+        )
+    improper = [name for name, prior in bnn.priors.items() if isinstance(prior, LogUniform)]
+    if improper:
+        raise ValueError(
+            f"the prior of {', '.join(improper)} is LogUniform, under which the posterior has no finite integral: "
+            "NUTS needs proper priors"
         )
     dataset = as_dataset(data)
     bnn = copy.deepcopy(bnn).eval()
@@ -70,11 +76,22 @@ def sample(
         for chain in range(chains):
             with seeded(chain_seed(seed, chain), x.device):
                 # Pyro seeds its own workers from the global seed; one process keeps ours.
-                kernel = NUTS(bnn, **{"jit_compile": False, **nuts})
-                mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=1, disable_progbar=not shown)
+                kernel = NUTS(bnn, **{"init_strategy": init_to_sample, "max_plate_nesting": 1, **nuts})
+                last: dict[str, Any] = {}
+                # MCMC's own diagnostics compute effective sample sizes of all weights, and fail on few draws.
+                mcmc = MCMC(
+                    kernel,
+                    num_samples,
+                    warmup_steps,
+                    num_chains=1,
+                    disable_progbar=not shown,
+                    hook_fn=lambda kernel, _, stage, __, last=last: (
+                        last.update(kernel.diagnostics()) if stage == "Sample" else None
+                    ),
+                )
                 mcmc.run(x, y)
             draws.append({name: value.detach() for name, value in mcmc.get_samples().items()})
-            diagnostics.append(mcmc.diagnostics())
+            diagnostics.append(last)
     pairs = [Pair(bnn, Empirical(bnn, each)).eval() for each in draws]
     parameters, buffers = stack(pairs)
     info: dict[str, Any] = {
@@ -84,7 +101,7 @@ def sample(
         "num_data": len(x),
         "checksum": checksum(x, y),
         "data": dataset.name,
-        "divergences": [len(each["divergences"]["chain 0"]) for each in diagnostics],
-        "acceptance_rate": [float(each["acceptance rate"]["chain 0"]) for each in diagnostics],
+        "divergences": [len(each["divergences"]) for each in diagnostics],
+        "acceptance_rate": [float(each["acceptance rate"]) for each in diagnostics],
     }
     return Posterior(pairs[0], parameters, buffers, standardization=dataset.standardization, info=info)
