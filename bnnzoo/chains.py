@@ -139,7 +139,7 @@ class Trainer:
         """One optimizer step; returns the losses before it, [chain]."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.losses(index)
-        losses.sum().backward()
+        torch.autograd.backward(losses, torch.ones_like(losses))
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
         self.optimizer.step()

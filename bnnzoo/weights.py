@@ -58,7 +58,9 @@ class Layout:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector [size], one a site, in the sites' shapes."""
-        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+        parts = zip(flat.split(self.sizes), self.shapes, strict=True)
+        # A view of a vector as itself would still be a node of the graph.
+        return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
 
     def join(self, values: dict[str, Tensor]) -> Tensor:
         """The flat vector [size] of the sites' values."""
@@ -149,9 +151,9 @@ def _kl_flat_normal(q: FlatNormal, p: dist.Normal) -> Tensor:
 
 @register_kl(FlatNormal, ScalarNormal)
 def _kl_flat_scalar_normal(q: FlatNormal, p: ScalarNormal) -> Tensor:
-    # Summed before it is scaled: half the passes over [D] that the line above takes.
+    # Summed before it is scaled, and the norm has the cheapest derivative: half the passes over [D] of the general form.
     deviation = q.loc if p.centered else q.loc - p.loc
-    squares = torch.addcmul(q.variance, deviation, deviation).sum()
+    squares = torch.linalg.vector_norm(deviation).square() + q.variance.sum()
     return squares * p.half_precision - q.log_scale.sum() + (p.log_scale - 0.5) * q.loc.numel()
 
 
