@@ -151,7 +151,7 @@ def _kl_flat_normal(q: FlatNormal, p: dist.Normal) -> Tensor:
 
 @register_kl(FlatNormal, ScalarNormal)
 def _kl_flat_scalar_normal(q: FlatNormal, p: ScalarNormal) -> Tensor:
-    # Summed before it is scaled, and the norm has the cheapest derivative: half the passes over [D] of the general form.
+    # Summed before it is scaled, and the norm has the cheapest derivative: half the general form's passes over [D].
     deviation = q.loc if p.centered else q.loc - p.loc
     squares = torch.linalg.vector_norm(deviation).square() + q.variance.sum()
     return squares * p.half_precision - q.log_scale.sum() + (p.log_scale - 0.5) * q.loc.numel()
