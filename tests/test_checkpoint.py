@@ -27,6 +27,11 @@ Y = X.sum(1) + 0.3 * torch.randn(N, generator=torch.Generator().manual_seed(1))
 HELD = (X.flip(0) + 0.5, Y.flip(0))
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("bnnzoo.files.os.fsync", lambda descriptor: None)
+
+
 class InterruptionError(Exception):
     pass
 

@@ -22,7 +22,7 @@ def model(likelihood=None, prior=None, net=None):
 
 
 def quick(bnn=None, dataset=(X, Y), **settings):
-    return sample(bnn or model(), dataset, **{"num_samples": 20, "warmup_steps": 20, **settings})
+    return sample(bnn or model(), dataset, **{"num_samples": 20, "warmup_steps": 20, "max_tree_depth": 5, **settings})
 
 
 NOISE = likelihoods.Gaussian(dist.HalfNormal(1.0))
@@ -30,7 +30,7 @@ NOISE = likelihoods.Gaussian(dist.HalfNormal(1.0))
 
 @pytest.mark.parametrize("chains", [1, 2])
 def test_shapes_and_information(chains):
-    posterior = quick(model(NOISE), chains=chains, warmup_steps=150)
+    posterior = quick(model(NOISE), chains=chains, warmup_steps=100)
     assert isinstance(posterior, Posterior)
     assert isinstance(posterior.guide, guides.Empirical)
     assert posterior.chains == chains

@@ -25,6 +25,11 @@ from bnnzoo import data as bnndata
 N = 24
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("bnnzoo.files.os.fsync", lambda descriptor: None)
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
