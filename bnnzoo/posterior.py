@@ -155,11 +155,19 @@ class Posterior:
                 f"{result / 2**20:.0f} MiB, which max_memory={max_memory} has no room for: raise it, ask for fewer "
                 "draws, or use summarize(), which keeps moments only"
             )
-        parts = list(self._predictions(x, num_samples, seed, max_memory - result))
-        if len(parts) == 1:
-            return parts[0]
-        parameters = {n: torch.cat([part.parameters[n] for part in parts], dim=1) for n in parts[0].parameters}
-        return Prediction(parameters, parts[0].family, parts[0].task)
+        parameters: dict[str, Tensor] = {}
+        done = 0
+        for part in self._predictions(x, num_samples, seed, max_memory - result):
+            size = part.shape[1]
+            if size == num_samples:
+                return part
+            for name, value in part.parameters.items():
+                # Written into one tensor, for the heap would not shrink below small parts that live on.
+                if name not in parameters:
+                    parameters[name] = value.new_empty(value.shape[0], num_samples, *value.shape[2:])
+                parameters[name][:, done : done + size] = value
+            done += size
+        return Prediction(parameters, part.family, part.task)
 
     def summarize(self, x: Any, num_samples: int = 200, seed: int = 0, max_memory: int = 2**30) -> Summary:
         """The moments of `predict(x, ...)` without its draws: memory does not grow with their number.
@@ -295,7 +303,7 @@ class Posterior:
         for values in self._draws(num_samples, seed, draws):
             parameters = self._map(_conditional, values, x[:rows])
             if rows < len(x):
-                # Written into one tensor, for the heap would not shrink below small parts that live on.
+                # Into one tensor, as in `predict`.
                 parameters = {name: _lengthened(value, rows, len(x)) for name, value in parameters.items()}
                 for start in range(rows, len(x), rows):
                     part = self._map(_conditional, values, x[start : start + rows])
@@ -313,6 +321,7 @@ class Posterior:
 
     def _block(self, x: Tensor, memory: int, num_samples: int) -> tuple[int, int]:
         """How many draws and rows one pass may take."""
+        memory = memory * 3 // 4  # allocators round up, and keep some
         with _Counting() as counting:
             self._conditional_once(x[:1])
         # Mapped operations make more tensors than plain ones, two or three times as many. Counting those takes two more
