@@ -52,7 +52,8 @@ class Checkpoint:
             "orders": [generator.get_state() for generator in orders],
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "history": history,
+            # One tensor an entry: thousands of small ones take longer to write than an epoch may.
+            "history": {name: torch.stack(values) for name, values in history.items()},
         }
         write(self.path, _FORMAT, content)
 
@@ -91,5 +92,5 @@ class Checkpoint:
         torch.set_rng_state(content["random"])
         if content["cuda_random"] is not None:
             torch.cuda.set_rng_state(content["cuda_random"], trainer.x.device)
-        history.update(content["history"])
+        history.update({name: list(values) for name, values in content["history"].items()})
         return content["epoch"]

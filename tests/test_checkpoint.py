@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -304,6 +305,15 @@ def test_damaged_checkpoint(tmp_path, checkpoint):
     run(**BASE).save(path)
     with pytest.raises(ValueError, match=r"not a bnnzoo\.checkpoint file but a bnnzoo\.posterior file"):
         run(**BASE, checkpoint=path)
+
+
+def test_the_file_has_one_entry_for_the_whole_history(tmp_path):
+    sizes = []
+    for epochs in (2, 40):
+        run(epochs=epochs, checkpoint=tmp_path / str(epochs), validation=HELD)
+        with zipfile.ZipFile(tmp_path / str(epochs)) as archive:
+            sizes.append(len(archive.namelist()))
+    assert sizes[0] == sizes[1]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
