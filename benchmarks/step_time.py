@@ -41,6 +41,7 @@ from bnnzoo._vectorize import Pair, pyro_settings
 from bnnzoo.chains import Trainer, stack
 
 PLAIN = "plain PyTorch, fused Adam"
+BNNZOO = "**bnnzoo**"
 FLAT = "hand-written, flat (the floor)"
 FLAT_DENSE = "hand-written, flat, dense convolutions (the floor)"
 
@@ -76,14 +77,14 @@ class Setting:
             Contender(PLAIN, floors.plain_step(self.network(), *batch)),
             Contender("hand-written, a tensor each", floors.tensor_step(self.network(), *batch)),
             Contender(FLAT, floors.flat_step(self.network(), *batch)),
-            bnnzoo_contender("**bnnzoo**", self.network(), x, y, self.batch_size),
+            bnnzoo_contender(BNNZOO, self.network(), x, y, self.batch_size),
         ]
         if convolutional:
             sampling = {nn.Conv2d: "dense", "*": "local"}
             result += [
                 Contender(FLAT_DENSE, floors.flat_step(self.network(), *batch, local_conv=False)),
                 bnnzoo_contender(
-                    "**bnnzoo**, dense convolutions", self.network(), x, y, self.batch_size, sampling=sampling
+                    f"{BNNZOO}, dense convolutions", self.network(), x, y, self.batch_size, sampling=sampling
                 ),
             ]
         result.append(Contender("Pyro: PyroSample, AutoNormal, SVI", *self.peer(peers.pyro_step, batch)))
@@ -104,7 +105,7 @@ class Setting:
             if chains > 1:
                 name = f"hand-written bmm, {chains} chains"
                 result.append(Contender(name, floors.chains_step(self.network(), xs, ys)))
-            name = f"**bnnzoo**, {chains} chain{'s' * (chains > 1)}"
+            name = f"{BNNZOO}, {chains} chain{'s' * (chains > 1)}"
             result.append(bnnzoo_contender(name, self.network(), x, y, self.batch_size, chains))
         return result
 
@@ -160,16 +161,20 @@ SETTINGS = (
 def report(setting: Setting, contenders: list[Contender]) -> tuple[str, list[dict[str, Any]]]:
     """The table of one setting, and its rows for the JSON file."""
     by_name = {contender.name: contender for contender in contenders}
-    plain, flat = by_name.get(PLAIN), by_name[FLAT]
+    plain, flat, own = by_name.get(PLAIN), by_name[FLAT], by_name.get(BNNZOO)
     rows, records = [], []
     for contender in contenders:
         # A dense convolution is compared with a dense convolution.
         floor = by_name[FLAT_DENSE] if "dense convolutions" in contender.name else flat
-        ratios = {"plain": None if plain is None else ratio(contender, plain), "floor": ratio(contender, floor)}
+        ratios = {
+            "plain": None if plain is None else ratio(contender, plain),
+            "floor": ratio(contender, floor),
+            "bnnzoo": None if own is None else ratio(contender, own),
+        }
         records.append({"setting": setting.name, "contender": contender.name, "seconds": contender.median, **ratios})
         cells = ["" if value is None else f"{value:.2f}" for value in ratios.values()]
         rows.append([contender.name, f"{contender.median * 1e3:.3g}", *cells])
-    header = [f"{setting.title}", "ms a step", "ratio to plain", "ratio to its floor"]
+    header = [f"{setting.title}", "ms a step", "ratio to plain", "to its floor", "to bnnzoo"]
     return table(header, rows), records
 
 
