@@ -30,7 +30,7 @@ PAPER = 0.9
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--epochs", type=int, default=5)
+    options.add_argument("--epochs", type=int, default=6)
     options.add_argument("--draws", type=int, default=50, help="posterior draws of the test predictions")
     arguments = options.parse_args()
     for name in ("epochs", "draws"):
