@@ -88,7 +88,7 @@ class TestPredict:
             (likelihoods.Bernoulli(), 1, (Y > 0).float(), ()),
             (likelihoods.Poisson(), 2, torch.ones(N, 2), (2,)),
         ],
-        ids=repr,
+        ids=lambda value: "" if isinstance(value, torch.Tensor) else repr(value),
     )
     @pytest.mark.parametrize("rows", [1, 2, N])
     def test_shapes(self, likelihood, outputs, y, event, rows):

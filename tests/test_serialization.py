@@ -81,7 +81,7 @@ TWO = torch.stack([Y, -2 * Y], 1)
         (likelihoods.Bernoulli(), 1, (Y > 0).float()),
         (likelihoods.Poisson(), 1, COUNTS),
     ],
-    ids=repr,
+    ids=lambda value: "" if isinstance(value, torch.Tensor) else repr(value),
 )
 def test_likelihoods(tmp_path, likelihood, outputs, y):
     posterior = fitted(mlp(outputs), likelihood, data=(X, y), chains=2)

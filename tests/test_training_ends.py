@@ -74,8 +74,10 @@ class TestValidation:
             lengths.append(stop + 1)
             for name, value in record.seen[at][2].items():
                 assert torch.equal(posterior._parameters[name][chain], value[chain]), name
-            for epoch, _, _, active in record.seen:
+            for epoch, _, values, active in record.seen:
                 assert active[chain] == (epoch <= stop)
+                if epoch > stop:  # put back at once, and after every epoch
+                    assert torch.equal(values["guide.loc"][chain], record.seen[at][2]["guide.loc"][chain])
         assert max(lengths) == scores.shape[1]
 
     def test_without_stopping_the_best_epoch_is_returned(self):
