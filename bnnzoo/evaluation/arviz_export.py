@@ -116,7 +116,7 @@ def to_arviz(
     coords = export.coords()
     if stored is not None:
         coords["draw"] = posterior.guide.pick(plan.draws).numpy()  # type: ignore[operator]
-    attrs = _attributes(posterior, dataset, seed) | {"notes": np.asarray(notes) if notes else None}
+    attrs = _attributes(posterior, dataset, seed) | {"notes": "; ".join(notes) or None}
     return build(groups, coords=coords, attrs=attrs, container=container)
 
 
@@ -281,9 +281,14 @@ class _Export:
         return (*leading, "obs", *names.event_dims(event))
 
     def _integers(self, y: Tensor) -> np.ndarray:
-        """Targets; whole numbers as such, which ArviZ's plots tell from continuous ones."""
+        """Targets; whole numbers as such, which ArviZ's plots tell from continuous ones.
+
+        A wide prior on a log rate predicts counts beyond any integer: those stay as they are.
+        """
         values = to_numpy(y)
-        return values if self.posterior.bnn.likelihood.task == "regression" else values.astype(np.int32)
+        if self.posterior.bnn.likelihood.task == "regression" or np.abs(values).max() > np.iinfo(np.int32).max:
+            return values
+        return values.astype(np.int32)
 
 
 def _predict_from(posterior: Posterior, values: dict[str, Tensor], x: Tensor) -> Prediction:

@@ -404,6 +404,13 @@ class TestOtherModels:
         assert "noise" in idata["prior"]
         self.export(nn.Linear(3, 2), likelihoods.HeteroscedasticGaussian(), x, x.sum(1))
 
+    def test_counts_beyond_any_integer_are_left_as_they_are(self):
+        x = 50 * torch.ones(4, 1)
+        prior = priors.Normal(0.0, 5.0)
+        idata = self.export(nn.Linear(1, 1), likelihoods.Poisson(), x, torch.tensor([0, 1, 2, 3]), prior=prior)
+        assert idata["prior_predictive"]["y"].dtype == np.float32
+        assert idata["observed_data"]["y"].dtype == np.int32
+
     def test_dense_labels_and_convolutions(self):
         x = torch.randn(6, 1, 5, 5)
         network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
@@ -415,7 +422,7 @@ class TestOtherModels:
             f"0.weight_{n}" for n in ("out", "in", "height", "width")
         )
 
-    def test_an_improper_prior_is_skipped_and_said(self):
+    def test_an_improper_prior_is_skipped_and_said(self, tmp_path):
         x = torch.randn(20, 3)
         idata = self.export(
             nn.Linear(3, 1),
@@ -426,6 +433,7 @@ class TestOtherModels:
         )
         assert {"prior", "prior_predictive"}.isdisjoint(idata.groups())
         assert "the prior of weight is improper" in str(idata.attrs["notes"])
+        assert save_netcdf(idata, tmp_path / "noted.nc").is_file()  # netCDF has no lists of strings
         assert "elbo" in idata["sample_stats"]
 
     def test_parameters_learned_by_each_chain_are_used(self):
