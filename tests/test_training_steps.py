@@ -49,6 +49,26 @@ class TestSteps:
         full = quick(bnn, chains=chains, batch_size=N, epochs=1, lr=1e-12)
         np.testing.assert_allclose(posterior.history["loss"], np.repeat(full.history["loss"], 3, axis=1), rtol=1e-5)
 
+    def test_chains_go_through_the_rows_in_orders_of_their_own(self):
+        seen = []
+
+        class Spy(Trace_ELBO):  # an objective that is not mapped sees the chains one by one
+            def differentiable_loss(self, model, guide, x, y, size):
+                seen.append((x, y, size))
+                return super().differentiable_loss(model, guide, x, y, size=size)
+
+        quick(objective=Spy(), chains=2, epochs=2, batch_size=16)
+        assert [len(x) for x, _, _ in seen] == [16, 16, 16, 16, 8, 8] * 2
+        assert {size for _, _, size in seen} == {N}
+        rows = {tuple(x): index for index, x in enumerate(X.tolist())}
+        orders = {}
+        for position, (x, y, _) in enumerate(seen):
+            index = [rows[tuple(each)] for each in x.tolist()]
+            assert torch.equal(y, Y[index])
+            orders.setdefault((position % 2, position // 6), []).extend(index)
+        assert all(sorted(order) == list(range(N)) for order in orders.values())
+        assert len({tuple(order) for order in orders.values()}) == 4
+
     def test_one_step_is_gradient_descent_on_the_negative_log_joint(self):
         net = nn.Linear(3, 1)
         bnn = model(net, likelihoods.Gaussian(0.5), priors.Normal(0.0, 2.0))
