@@ -114,11 +114,12 @@ class Posterior:
 
         return resume(self, data, **settings)
 
-    def sample(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+    def sample(self, num_samples: int | None = None, seed: int = 0) -> dict[str, Tensor]:
         """Draw weights.
 
         Args:
-            num_samples: Draws a chain, ≥ 1. Of a sampled posterior (`bnnzoo.sample`) as many are picked, evenly spaced.
+            num_samples: Draws a chain, ≥ 1; default 1000. Of a sampled posterior (`bnnzoo.sample`) as many are picked,
+                evenly spaced; default at most as many as it holds.
             seed: Fixes the draws; `predict` with the same seed and number uses the same ones.
 
         Returns:
@@ -127,15 +128,15 @@ class Posterior:
         Raises:
             ValueError: If `num_samples` is below 1, or above the number of draws that a sampled posterior holds.
         """
-        chunks = list(self._draws(num_samples, seed))
+        chunks = list(self._draws(self._number(num_samples, 1000), seed))
         return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
 
-    def predict(self, x: Any, num_samples: int = 200, seed: int = 0, max_memory: int = 2**30) -> Prediction:
+    def predict(self, x: Any, num_samples: int | None = None, seed: int = 0, max_memory: int = 2**30) -> Prediction:
         """Predict targets in their own units, vectorized over chains and draws.
 
         Args:
             x: Inputs in their own units, [N, ...]; a tensor that requires gradients gets them.
-            num_samples: Draws a chain, ≥ 1.
+            num_samples: Draws a chain, ≥ 1; default 200, of a sampled posterior at most as many as it holds.
             seed: Fixes the draws, see `sample`.
             max_memory: Bytes that the result and the work may take together; the work is cut into blocks of draws and
                 rows that fit.
@@ -145,6 +146,7 @@ class Posterior:
                 `summarize` needs no room for them.
         """
         x = self._inputs(x)
+        num_samples = self._number(num_samples, 200)
         # Of two rows a parameter has two values, or one that all rows share.
         few = self._conditional_once(x, rows=2)
         each = [v.element_size() * v.numel() * (len(x) if len(v) > 1 else 2) // 2 for v in few.values()]
@@ -169,16 +171,16 @@ class Posterior:
             done += size
         return Prediction(parameters, part.family, part.task)
 
-    def summarize(self, x: Any, num_samples: int = 200, seed: int = 0, max_memory: int = 2**30) -> Summary:
+    def summarize(self, x: Any, num_samples: int | None = None, seed: int = 0, max_memory: int = 2**30) -> Summary:
         """The moments of `predict(x, ...)` without its draws: memory does not grow with their number.
 
         Args:
             x: Inputs in their own units, [N, ...].
-            num_samples: Draws a chain, ≥ 1.
+            num_samples: Draws a chain, ≥ 1; default 200, of a sampled posterior at most as many as it holds.
             seed: Fixes the draws, see `sample`.
             max_memory: Bytes that the work may take.
         """
-        return summarize(self._predictions(self._inputs(x), num_samples, seed, max_memory))
+        return summarize(self._predictions(self._inputs(x), self._number(num_samples, 200), seed, max_memory))
 
     def log_q(self, samples: dict[str, Tensor]) -> Tensor | None:
         """Log density of draws under the guide, [chain, draw]; None if it has none (a point, or stored draws).
@@ -230,6 +232,11 @@ class Posterior:
         from bnnzoo.serialization import save
 
         save(self, Path(path))
+
+    def _number(self, num_samples: int | None, default: int) -> int:
+        if num_samples is not None:
+            return num_samples
+        return min(default, self.guide.num_draws) if isinstance(self.guide, Empirical) else default
 
     def _size(self) -> int:
         return sum(prior.shape().numel() for prior in self.bnn.sites.values())

@@ -108,7 +108,16 @@ def test_picked_draws_are_evenly_spaced():
     with pytest.raises(ValueError, match="holds 21 draws a chain; 22 were asked for"):
         posterior.sample(22)
     with pytest.raises(ValueError, match="holds 21 draws a chain; 200 were asked for"):
-        posterior.predict(X)
+        posterior.predict(X, 200)
+
+
+def test_what_is_not_said_is_at_most_what_there_is():
+    posterior = quick(num_samples=7)
+    assert posterior.predict(X).shape[1] == 7
+    assert posterior.sample()["weight"].shape[1] == 7
+    assert posterior.summarize(X).num_samples == 7
+    with pytest.raises(ValueError, match="holds 7 draws"):
+        posterior.predict(X, num_samples=8)
 
 
 def test_predictions_are_the_networks_for_the_draws():
