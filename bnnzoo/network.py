@@ -100,6 +100,9 @@ class BayesianNetwork(Program):
             raise ValueError(f"network has uninitialized lazy parameters {lazy}: run it once on an example first")
         self.network = copy.deepcopy(network)
         self.likelihood = copy.deepcopy(likelihood)
+        floating = [p for p in self.network.parameters() if p.is_floating_point()]
+        if floating:  # a guide holds the weights and the noise in one tensor
+            self.likelihood._apply(partial(_to, floating[0]))
         random = {name: prior for name, prior in resolve(prior, self.network).items() if prior is not None}
         self.priors = _like_parameters(random, self.network)
         clash = set(random) & {*likelihood.sites(), "y", "data"}
