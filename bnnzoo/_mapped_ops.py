@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from bnnzoo.weights import _densify
+from bnnzoo.rules import _densify
 
 State = tuple[Tensor, ...]
 

@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnnzoo._vectorize import Pair, evaluating, seeded, vectorize
+from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded, vectorize
 from bnnzoo.guides import Guide
 from bnnzoo.objectives import ELBO
+
+#: Stacked parameters and buffers of all chains, [chain, ...].
+State = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 class DivergenceWarning(UserWarning):
     """A chain's loss or parameters became NaN or infinite; it stays at its last finite epoch."""
 
 
-def initial_state(
-    pair: Pair, chains: int, seed: int, x: Tensor, y: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def initial_state(pair: Pair, chains: int, seed: int, x: Tensor, y: Tensor) -> State:
     """Stacked parameters and buffers of all chains."""
     copies = []
     for chain in range(chains):
@@ -43,7 +44,7 @@ def initial_state(
     return stack(copies)
 
 
-def stack(pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def stack(pairs: list[Pair]) -> State:
     """The trainable parameters and the buffers of several copies, stacked along a chain dimension."""
     parameters = [{n: p.detach() for n, p in pair.named_parameters() if p.requires_grad} for pair in pairs]
     buffers = [dict(pair.named_buffers()) for pair in pairs]
@@ -51,6 +52,24 @@ def stack(pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         {name: torch.stack([each[name] for each in parameters]) for name in parameters[0]},
         {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]},
     )
+
+
+def collect(pair: Pair, state: State, x: Tensor, y: Tensor, batch_size: int, seed: int) -> None:
+    """Let every chain's guide take what it needs from the data (`Guide.collect`), into the stacked buffers."""
+    if not isinstance(pair.guide, Guide) or type(pair.guide).collect is Guide.collect:
+        return
+    parameters, buffers = state
+
+    def run(model: Any, guide: Guide) -> dict[str, Tensor]:
+        return guide.collect(x, y, batch_size)
+
+    for chain in range(len(next(iter((parameters or buffers).values())))):
+        own = [{name: value[chain] for name, value in values.items()} for values in state]
+        with evaluating(pair), seeded(chain_seed(seed, chain) + 2, x.device), pyro_settings(pair):
+            collected = functional_call(pair, tuple(own), (run,))
+        with torch.no_grad():
+            for name, value in collected.items():
+                buffers[f"guide.{name}"][chain] = value
 
 
 def chain_seed(seed: int, chain: int) -> int:
@@ -78,7 +97,7 @@ class Trainer:
     def __init__(
         self,
         pair: Pair,
-        state: tuple[dict[str, Tensor], dict[str, Tensor]],
+        state: State,
         objective: Any,
         data: tuple[Tensor, Tensor],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],

@@ -22,7 +22,8 @@ from torch.distributions import kl_divergence
 
 from bnnzoo._types import Distribution, Site
 from bnnzoo._vectorize import vectorize
-from bnnzoo.weights import Block, RandomWeight
+from bnnzoo.rules import RandomWeight
+from bnnzoo.weights import Block
 
 
 class Sites(Messenger):
@@ -70,11 +71,18 @@ class Sites(Messenger):
 
 
 def log_prob(site: Site) -> Tensor:
-    """Log density of a site's value, scaled and masked as its handlers say, summed."""
+    """Log density of a site's value, scaled and masked as its handlers say, summed.
+
+    A structured draw may be one of several values (one a row of the batch, say): their mean.
+    """
     value = site["value"]
     if isinstance(value, RandomWeight):
         value = value.dense()
-    return scale_and_mask(site["fn"].log_prob(value), site["scale"], site["mask"]).sum()
+    density = site["fn"].log_prob(value)
+    several = density.dim() - len(site["fn"].batch_shape)
+    if several > 0:
+        density = density.mean(tuple(range(several)))
+    return scale_and_mask(density, site["scale"], site["mask"]).sum()
 
 
 class ELBO(pyro.infer.ELBO):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded, vectorize
-from bnnzoo.guides import Empirical
+from bnnzoo.guides import Empirical, Guide
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites, log_prob
 from bnnzoo.prediction import Prediction, Summary, summarize
@@ -114,13 +114,14 @@ class Posterior:
 
         return resume(self, data, **settings)
 
-    def sample(self, num_samples: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    def sample(self, num_samples: int | None = None, seed: int = 0, *, auxiliary: bool = False) -> dict[str, Tensor]:
         """Draw weights.
 
         Args:
             num_samples: Draws a chain, ≥ 1; default 1000. Of a sampled posterior (`bnnzoo.sample`) as many are picked,
                 evenly spaced; default at most as many as it holds.
             seed: Fixes the draws; `predict` with the same seed and number uses the same ones.
+            auxiliary: Also return the guide's own sites, such as the mixing variables of `guides.MNF`.
 
         Returns:
             For each site, [chain, draw, *shape].
@@ -128,7 +129,7 @@ class Posterior:
         Raises:
             ValueError: If `num_samples` is below 1, or above the number of draws that a sampled posterior holds.
         """
-        chunks = list(self._draws(self._number(num_samples, 1000), seed))
+        chunks = list(self._draws(self._number(num_samples, 1000), seed, auxiliary=auxiliary))
         return {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
 
     def predict(self, x: Any, num_samples: int | None = None, seed: int = 0, max_memory: int = 2**30) -> Prediction:
@@ -188,7 +189,9 @@ class Posterior:
         Args:
             samples: As `sample` returns them.
         """
-        if not getattr(self.guide, "has_density", True) or isinstance(self.guide, AutoNormalizingFlow):
+        if isinstance(self.guide, Guide):
+            return self._map(_log_q, samples) if self.guide.has_density else None
+        if isinstance(self.guide, AutoNormalizingFlow):
             return None  # the inverse of Pyro's flows does not run under vmap
         known = True
 
@@ -255,7 +258,9 @@ class Posterior:
             x = self.standardization.x(x)
         return x.to(reference.dtype) if x.is_floating_point() else x
 
-    def _draws(self, num_samples: int, seed: int, most: int | None = None) -> Iterator[dict[str, Tensor]]:
+    def _draws(
+        self, num_samples: int, seed: int, most: int | None = None, auxiliary: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
         """Blocks of draws, {site: [chain, block, ...]}; `most` cuts them smaller without changing the draws."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
@@ -266,7 +271,7 @@ class Posterior:
                 index = self.guide.pick(num_samples)[start : start + size]
                 values = {n: self._buffers[f"guide.{k}"][:, index] for n, k in self.guide.keys.items()}
             else:
-                values = self._draw(size, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+                values = self._draw(size, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]), auxiliary)
             step = size if most is None else most
             for first in range(0, size, step):
                 yield {name: value[:, first : first + step] for name, value in values.items()}
@@ -274,8 +279,10 @@ class Posterior:
     def _drawn_together(self) -> int:
         return max(1, min(256, _DRAWN_TOGETHER // (self.chains * self._size())))
 
-    def _draw(self, size: int, seed: int) -> dict[str, Tensor]:
-        names = list(self.bnn.sites)  # and none of a guide's own auxiliary sites
+    def _draw(self, size: int, seed: int, auxiliary: bool) -> dict[str, Tensor]:
+        names = list(self.bnn.sites)
+        if auxiliary:
+            names += list(getattr(self.guide, "auxiliary", ()))
 
         def draw(model: nn.Module, guide: nn.Module, _: Tensor) -> dict[str, Tensor]:
             sites = Sites()
@@ -389,6 +396,10 @@ def _unconstrained(guide: nn.Module, values: dict[str, Tensor]) -> dict[str, Ten
     if isinstance(guide, AutoNormal):
         return {f"{name}_unconstrained": value for name, value in latent.items()}
     return {f"_{guide._pyro_name}_latent": torch.cat([value.reshape(-1) for value in latent.values()])}
+
+
+def _log_q(model: BayesianNetwork, guide: Guide, values: dict[str, Tensor]) -> Tensor:
+    return guide.log_prob(values)
 
 
 def _is_point(distribution: Any) -> bool:

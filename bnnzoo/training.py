@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded
-from bnnzoo.chains import Keeper, Trainer, chain_seed, initial_state
+from bnnzoo.chains import Keeper, State, Trainer, chain_seed, collect, initial_state
 from bnnzoo.checkpoint import Checkpoint
 from bnnzoo.data import Dataset, Standardization, as_dataset
 from bnnzoo.guides import Empirical
@@ -253,7 +253,7 @@ class _Run:
     def __call__(
         self,
         pair: Pair,
-        state: tuple[dict[str, Tensor], dict[str, Tensor]],
+        state: State,
         data: tuple[Tensor, Tensor],
         batch_size: int,
         held_out: tuple[Tensor, Tensor] | None,
@@ -267,6 +267,7 @@ class _Run:
         size = len(data[0])
         orders = [torch.Generator().manual_seed(chain_seed(self.seed, chain) + 1) for chain in range(self.chains)]
         keeper = Keeper(trainer, self.patience)
+        learn = partial(collect, pair, (trainer.parameters, trainer.buffers), *data, batch_size, self.seed)
         validate = None if held_out is None else _Validation(pair, trainer, held_out, self.seed)
         saved = None
         if self.checkpoint is not None:
@@ -278,7 +279,10 @@ class _Run:
         with self._bar(first) as advance:
             for epoch in range(first, self.epochs if keeper.active.any() else first):
                 loss = self._epoch(trainer, orders, epoch, size, batch_size)
-                scores = {"loss": loss} if validate is None else {"loss": loss, "validation": validate()}
+                scores = {"loss": loss}
+                if validate is not None:
+                    learn()
+                    scores["validation"] = validate()
                 for name, value in scores.items():
                     self.history.setdefault(name, []).append(value.cpu())
                 keeper.after_epoch(epoch + 1, scores)
@@ -293,6 +297,7 @@ class _Run:
                 if stop or not keeper.active.any():
                     break
         keeper.finish()
+        learn()
         pair.eval()
         return Posterior(
             pair,

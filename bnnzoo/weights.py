@@ -1,7 +1,7 @@
-"""Structured random weights, and the rules by which operations consume them.
+"""Distributions of weights: flat blocks that guides and priors share, and weights that know how they are distributed.
 
 A guide need not hand the model a dense weight sample: a Gaussian weight knows its `loc` and `scale`, and the operation
-that consumes it can apply a cheaper or less noisy exact rule:
+that consumes it can apply a cheaper or less noisy exact rule (`bnnzoo.rules`):
 
 ============  ======================================================================================================
 `"dense"`     one weight sample for the whole batch; any operation.
@@ -11,30 +11,25 @@ that consumes it can apply a cheaper or less noisy exact rule:
               multiplied by random signs per example, input and output channel; linear and (transposed) convolutions.
 ============  ======================================================================================================
 
-`RandomWeight` is the value that flows into the network. It speaks torch's override protocol (`__torch_function__`), so
-networks are neither rewritten nor told that they are Bayesian. `RULES` maps an operation to the function that consumes
-random weights there; an operation that is not in the table gets one dense sample, the same for every use in a pass.
-
-On convolutions, and on linear layers applied along extra dimensions, `"local"` keeps the exact mean and variance of
-every output but draws positions independently, as the papers do; `"flipout"` and `"dense"` keep the correlation.
+Multiplicative noise on the inputs of a weight (dropout, multiplicative flows) goes with any of them: the rule
+multiplies the operation's input by it, `scale_input`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
-from torch.utils._pytree import tree_map
 
 from bnnzoo._types import Distribution
+from bnnzoo.rules import RandomWeight
 
 Sampling = Literal["dense", "local", "flipout"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
@@ -219,6 +214,10 @@ class NormalWeight(TorchDistribution):
         """Independent copies, as torch's own distribution."""
         return self.as_independent().expand(torch.Size(batch_shape))
 
+    def scale_input(self, input: Tensor, spatial: int) -> Tensor:
+        """The input as it is: no multiplicative noise."""
+        return input
+
     def structured(self) -> Tensor:
         """What a network consumes under the weight's sampling rule: a `RandomWeight`, or a sample if it is dense."""
         return self.rsample() if self.sampling == "dense" else RandomWeight(self)
@@ -274,188 +273,3 @@ class DeltaBlock(Block):
 
     def _part(self, index: int, shape: torch.Size) -> Distribution:
         return dist.Delta(self._locs[index], event_dim=len(shape))
-
-
-class RandomWeight(torch.Tensor):
-    """A weight that is not sampled yet: it looks like a tensor of the weight's shape and carries its distribution.
-
-    The first operation to use it decides what happens: one with a rule in `RULES` applies the weight's sampling rule,
-    any other one gets a dense sample, drawn once, and so do all later ones. Reading shape, dtype or device draws
-    nothing.
-
-    Raises:
-        RuntimeError: When a weight consumed by a local or flipout rule is used again in the same pass: the second use
-            would draw noise that disagrees with the first.
-    """
-
-    distribution: NormalWeight
-    _sample: Tensor | None
-    _consumed: bool
-
-    @staticmethod
-    def __new__(cls, distribution: NormalWeight) -> RandomWeight:  # noqa: D102
-        loc = distribution.loc
-        weight = torch.Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)
-        weight.distribution = distribution
-        weight._sample = None
-        weight._consumed = False
-        return weight
-
-    def __init__(self, distribution: NormalWeight) -> None: ...
-
-    def dense(self) -> Tensor:
-        """One sample of the weight, the same at every call."""
-        if self._sample is None:
-            self._sample = self.distribution.rsample()
-        return self._sample
-
-    def consume(self, structured: bool) -> NormalWeight:
-        """Record a use, and return the distribution."""
-        if self._consumed:
-            raise RuntimeError(
-                f"weight {self.distribution.name!r} is used more than once in one forward pass, and sampling="
-                f"{self.distribution.sampling!r} would draw different noise at each use; "
-                f"give it dense samples: sampling={{{self.distribution.name!r}: 'dense', '*': "
-                f"{self.distribution.sampling!r}}}"
-            )
-        self._consumed = structured
-        return self.distribution
-
-    @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Apply the operation's rule, or the operation itself to a dense sample."""
-        kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None:
-            return rule(*args, **kwargs)
-        if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        args, kwargs = tree_map(_densify, (args, kwargs))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Never reached through Python: operations are answered by `__torch_function__`."""
-        raise NotImplementedError(f"{func} reached a random weight below torch's Python API")
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"RandomWeight({self.distribution.name!r}, shape={tuple(self.shape)}, {self.distribution.sampling})"
-
-
-_METADATA = frozenset(
-    getattr(torch.Tensor, name).__get__
-    for name in (
-        "shape",
-        "dtype",
-        "device",
-        "ndim",
-        "layout",
-        "is_sparse",
-        "is_quantized",
-        "is_nested",
-        "requires_grad",
-        "is_cuda",
-        "is_cpu",
-    )
-    if hasattr(getattr(torch.Tensor, name), "__get__")
-) | {
-    torch.Tensor.size,
-    torch.Tensor.dim,
-    torch.Tensor.numel,
-    torch.Tensor.nelement,
-    torch.Tensor.is_floating_point,
-    torch.Tensor.is_complex,
-    torch.Tensor.stride,
-    torch.Tensor.is_contiguous,
-    torch.Tensor.get_device,
-    torch.Tensor.__len__,
-}
-
-
-def _densify(value: Any) -> Any:
-    if isinstance(value, RandomWeight):
-        value.consume(structured=False)
-        return value.dense()
-    return value
-
-
-def _if_drawn(value: Any) -> Any:
-    """A weight's dense sample if some operation has drawn one already: later uses must agree with it."""
-    return _densify(value) if isinstance(value, RandomWeight) and value._sample is not None else value
-
-
-def _affine(
-    op: Callable, spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Tensor:
-    """The rules of an operation that is linear in its input and in its weight.
-
-    Args:
-        op: The operation, `op(input, weight, bias, ...)`.
-        spatial: Number of spatial dimensions behind the channels; 0 for a linear layer, whose channels come last.
-        input: [N, C, ...], or [..., C] for a linear layer; batch dimensions may be missing.
-        weight: A tensor or a random weight.
-        bias: A tensor, a random weight, or None.
-        args: Further arguments of the operation (stride, padding, ...).
-        kwargs: The same by name.
-    """
-    input, weight, bias = _densify(input), _if_drawn(weight), _if_drawn(bias)
-    random = [value for value in (weight, bias) if isinstance(value, RandomWeight)]
-    for value in random:
-        value.consume(structured=True)
-    if not random:
-        return op(input, weight, bias, *args, **kwargs)
-    if any(value.distribution.sampling == "flipout" for value in random):
-        return _flipout(op, spatial, input, weight, bias, *args, **kwargs)
-    mean = op(input, _loc(weight), _loc(bias), *args, **kwargs)
-    if isinstance(weight, RandomWeight):
-        squared_bias = bias.distribution.variance if isinstance(bias, RandomWeight) else None
-        variance = op(input * input, weight.distribution.variance, squared_bias, *args, **kwargs)
-        if squared_bias is None:
-            # A dead input has variance 0, where the square root has no derivative: clamping makes it 0 there. The noise
-            # that is left must not be so small that its square is denormal: that makes the next layer ten times slower.
-            variance = variance.clamp_min(torch.finfo(variance.dtype).eps * torch.finfo(variance.dtype).tiny ** 0.5)
-    else:
-        variance = bias.distribution.variance.view(-1, *[1] * spatial)  # type: ignore[union-attr]
-    return torch.addcmul(mean, variance.sqrt(), torch.randn_like(mean))
-
-
-def _flipout(
-    op: Callable, spatial: int, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any
-) -> Tensor:
-    mean = op(input, _loc(weight), _loc(bias), *args, **kwargs)
-    noise = op(input * _signs(input, spatial), _perturbation(weight), _perturbation(bias), *args, **kwargs)
-    return torch.addcmul(mean, noise, _signs(mean, spatial))
-
-
-def _signs(like: Tensor, spatial: int) -> Tensor:
-    """Random signs, one an example and channel, broadcast over every other dimension."""
-    if spatial:
-        shape = [*like.shape[:-spatial], *[1] * spatial]
-    elif like.dim() > 1:
-        shape = [like.shape[0], *[1] * (like.dim() - 2), like.shape[-1]]
-    else:
-        shape = [*like.shape]
-    return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device) * 2 - 1
-
-
-def _loc(value: Tensor | None) -> Tensor | None:
-    return value.distribution.loc if isinstance(value, RandomWeight) else value
-
-
-def _perturbation(value: Tensor | None) -> Tensor | None:
-    if isinstance(value, RandomWeight):
-        return value.distribution.scale * torch.randn_like(value.distribution.loc)
-    return None if value is None else torch.zeros_like(value)
-
-
-#: How an operation consumes random weights. An operation that is missing here is given a dense sample.
-RULES: dict[Callable, Callable[..., Tensor]] = {
-    F.linear: partial(_affine, F.linear, 0),
-    F.conv1d: partial(_affine, F.conv1d, 1),
-    F.conv2d: partial(_affine, F.conv2d, 2),
-    F.conv3d: partial(_affine, F.conv3d, 3),
-    F.conv_transpose1d: partial(_affine, F.conv_transpose1d, 1),
-    F.conv_transpose2d: partial(_affine, F.conv_transpose2d, 2),
-    F.conv_transpose3d: partial(_affine, F.conv_transpose3d, 3),
-}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods
 from bnnzoo._vectorize import pyro_settings, vectorize
 from bnnzoo.objectives import ELBO, KLAnnealing, Sites, kl_terms
-from bnnzoo.weights import SAMPLINGS, RandomWeight
+from bnnzoo.rules import RandomWeight
+from bnnzoo.weights import SAMPLINGS
 
 MODEL = Conjugate(n=8, d=2)
 COMPARISONS = 1000

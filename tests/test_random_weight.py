@@ -12,7 +12,8 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from bnnzoo._vectorize import vectorize
-from bnnzoo.weights import SAMPLINGS, Block, DeltaBlock, FlatNormal, Layout, NormalBlock, NormalWeight, RandomWeight
+from bnnzoo.rules import RandomWeight
+from bnnzoo.weights import SAMPLINGS, Block, DeltaBlock, FlatNormal, Layout, NormalBlock, NormalWeight
 
 STRUCTURED = ["local", "flipout"]
 

@@ -43,7 +43,7 @@ def to_arviz(
 
     | group | variables and dimensions | needs |
     |---|---|---|
-    | `posterior` | each site, [chain, draw, ...] | |
+    | `posterior` | each site, the guide's own too (as `z` of `guides.MNF`), [chain, draw, ...] | |
     | `sample_stats` | `log_prior`, `log_q`, and with data `log_likelihood`, `lp`, `elbo`, [chain, draw], nats | |
     | `log_likelihood` | `y` [chain, draw, obs]: of the targets of a datum together | `data` |
     | `posterior_predictive` | `y` [chain, draw, obs, ...]: one target drawn a draw | `data` |
@@ -136,7 +136,6 @@ class _Export:
 
     def cost(self, sites: list[str]) -> budget.Cost:
         """What the parts take."""
-        priors = self.posterior.bnn.sites
         item = next(iter(self.posterior.bnn.network.parameters())).element_size()
         per_draw, per_prior_draw, inputs = 5 * 8, 0, 0
         if self.data is not None and self.y is not None:
@@ -147,7 +146,8 @@ class _Export:
             per_datum = self.posterior.predict(self.x[:1], num_samples=1, seed=self.seed).shape[3:].numel()
             per_draw += len(self.x) * per_datum * item
             inputs += self.x.numel() * self.x.element_size()
-        weights = {name: _numel(priors[name]) * item for name in sites}
+        shapes = _shapes(self.posterior)
+        weights = {name: shapes[name].numel() * item for name in sites}
         return budget.Cost(self.posterior.chains, weights, per_draw, per_prior_draw, inputs)
 
     def groups(self, plan: budget.Plan) -> dict[str, dict[str, Variable]]:
@@ -194,7 +194,7 @@ class _Export:
         kept: dict[str, np.ndarray] = {}
         stats: dict[str, list[np.ndarray]] = {}
         start = 0
-        for values in self.posterior._draws(plan.draws, self.seed):
+        for values in self.posterior._draws(plan.draws, self.seed, auxiliary=True):
             start = self._keep(kept, values, plan.sites, start, plan.draws)
             densities = {"log_prior": self.posterior.log_prior(values), "log_q": self.posterior.log_q(values)}
             for name, density in densities.items():
@@ -253,7 +253,7 @@ class _Export:
             size = min(step, plan.prior_draws - start)
             with seeded(_seed(self.seed, 1, start), posterior.device):
                 values = {name: prior.sample((posterior.chains, size)) for name, prior in posterior.bnn.sites.items()}
-            self._keep(kept, values, plan.sites, start, plan.prior_draws)
+            self._keep(kept, values, [site for site in plan.sites if site in values], start, plan.prior_draws)
             if self.data is not None:
                 drawn = [
                     self._integers(
@@ -314,8 +314,14 @@ def _is_proper(prior: Any) -> bool:
     return True
 
 
+def _shapes(posterior: Posterior) -> dict[str, torch.Size]:
+    """Shapes of everything that a draw holds: the model's sites, then the guide's own."""
+    shapes = {name: prior.batch_shape + prior.event_shape for name, prior in posterior.bnn.sites.items()}
+    return {**shapes, **getattr(posterior.guide, "auxiliary", {})}
+
+
 def _selected(posterior: Posterior, sites: str | Sequence[str] | None) -> list[str]:
-    known = list(posterior.bnn.sites)
+    known = list(_shapes(posterior))
     if sites is None:
         return known
     patterns = [sites] if isinstance(sites, str) else list(sites)

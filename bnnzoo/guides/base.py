@@ -18,7 +18,9 @@ from bnnzoo.weights import Layout
 class Guide(Program):
     """A Pyro guide over all sites of a `BayesianNetwork`; parameters are flat, sites are views.
 
-    A subclass implements `reset_parameters` and `distributions`, for one chain and one particle.
+    A subclass implements `reset_parameters` and `distributions`, for one chain and one particle. One that draws further
+    sites of its own overrides `forward` and names them in `auxiliary`; one that takes something from the data besides
+    gradient steps overrides `collect`. A guide may behave differently in training (`guide.training`) and after it.
 
     Args:
         bnn: The model; its network's values are where the guide starts.
@@ -57,6 +59,36 @@ class Guide(Program):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The Pyro guide; takes the model's arguments and returns a value for each site."""
         return {name: pyro.sample(name, q) for name, q in self.distributions().items()}
+
+    @property
+    def auxiliary(self) -> dict[str, torch.Size]:
+        """Shapes of the sites that the guide draws besides the model's (a mixing variable, say), by name."""
+        return {}
+
+    def log_prob(self, values: dict[str, Tensor]) -> Tensor:
+        """Log density of values for all sites, a scalar; only where `has_density`.
+
+        Args:
+            values: A value for each site.
+        """
+        terms = [q.log_prob(values[name]).sum() for name, q in self.distributions().items()]
+        return torch.stack(terms).sum()
+
+    def collect(self, x: Tensor, y: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """What the guide needs to know of the training data once its parameters stand, for one chain.
+
+        `fit` calls it in eval mode, under a seed of the chain's own, after training and before each validation, and
+        writes what it returns into the guide's buffers. Default: nothing.
+
+        Args:
+            x: All training inputs as the model sees them, [N, ...].
+            y: All training targets as the model sees them, [N, ...].
+            batch_size: Rows of a training batch.
+
+        Returns:
+            New values of buffers of the guide, by name.
+        """
+        return {}
 
     def initial_loc(self) -> Tensor:
         """The model's initial values in unconstrained space, flat [layout.size]; likelihood sites at their prior mean.

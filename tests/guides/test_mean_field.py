@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnnzoo import BayesianNetwork, likelihoods
 from bnnzoo.guides import MeanField
 from bnnzoo.objectives import Sites
-from bnnzoo.weights import RandomWeight
+from bnnzoo.rules import RandomWeight
 
 COMPARISONS = 1000
 
