@@ -6,13 +6,14 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.network import BayesianNetwork, Program
-from bnnzoo.weights import Layout
+from bnnzoo.weights import DeltaBlock, Layout
 
 
 class Guide(Program):
@@ -105,6 +106,26 @@ class Guide(Program):
                 continue
             values[name] = torch.where(mean.isfinite(), biject_to(prior.support).inv(mean), values[name])
         return self.layout.join(values)
+
+    def points(self, flat: Tensor) -> dict[str, Distribution]:
+        """A `Delta` for each site at a flat point [layout.size]; sites of the likelihood are mapped into their support."""
+        blocks, others = self.split_blocks(flat)
+        sites: dict[str, Distribution] = {}
+        for loc, layout in zip(blocks, self._blocks, strict=True):
+            sites.update(DeltaBlock(loc, layout).sites())
+        for loc, (name, prior) in zip(others, self.model.likelihood.sites().items(), strict=True):
+            value = biject_to(prior.support)(loc.view(prior.shape()))
+            sites[name] = dist.Delta(value, event_dim=value.dim())
+        return sites
+
+    def likelihood_normals(self, locs: list[Tensor], log_scales: list[Tensor]) -> dict[str, Distribution]:
+        """For each site of the likelihood a Gaussian in unconstrained space, mapped into the site's support."""
+        sites: dict[str, Distribution] = {}
+        for loc, log_scale, (name, prior) in zip(locs, log_scales, self.model.likelihood.sites().items(), strict=True):
+            normal = dist.Normal(loc.view(prior.shape()), log_scale.exp().view(prior.shape()))
+            site = dist.TransformedDistribution(normal, [biject_to(prior.support)])
+            sites[name] = site.to_event(len(prior.batch_shape))
+        return sites
 
     def split_blocks(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Cut a flat vector [layout.size] into the weights' blocks, and the likelihood's sites, one each."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide
 from bnnzoo.network import BayesianNetwork
-from bnnzoo.weights import DeltaBlock
 
 
 class Map(Guide):
@@ -39,11 +36,4 @@ class Map(Guide):
 
     def distributions(self) -> dict[str, Distribution]:
         """A `Delta` for each site."""
-        blocks, others = self.split_blocks(self.loc)
-        sites: dict[str, Distribution] = {}
-        for loc, layout in zip(blocks, self._blocks, strict=True):
-            sites.update(DeltaBlock(loc, layout).sites())
-        for loc, (name, prior) in zip(others, self.model.likelihood.sites().items(), strict=True):
-            value = biject_to(prior.support)(loc.view(prior.shape()))
-            sites[name] = dist.Delta(value, event_dim=value.dim())
-        return sites
+        return self.points(self.loc)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide, resolve_per_site
@@ -61,12 +59,5 @@ class MeanField(Guide):
         sites: dict[str, Distribution] = {}
         for loc, log_scale, layout, sampling in zip(locs, log_scales, self._blocks, self._samplings, strict=True):
             sites.update(NormalBlock(loc, log_scale, layout, sampling).sites())
-        for loc, log_scale, (name, prior) in zip(
-            other_locs, other_log_scales, self.model.likelihood.sites().items(), strict=True
-        ):
-            shape = prior.shape()
-            normal = dist.Normal(loc.view(shape), log_scale.exp().view(shape))
-            sites[name] = dist.TransformedDistribution(normal, [biject_to(prior.support)]).to_event(
-                len(prior.batch_shape)
-            )
+        sites.update(self.likelihood_normals(other_locs, other_log_scales))
         return sites
