@@ -108,7 +108,7 @@ class Guide(Program):
         return self.layout.join(values)
 
     def points(self, flat: Tensor) -> dict[str, Distribution]:
-        """A `Delta` for each site at a flat point [layout.size]; sites of the likelihood are mapped into their support."""
+        """A `Delta` for each site at a flat point [layout.size]; likelihood sites are mapped into their support."""
         blocks, others = self.split_blocks(flat)
         sites: dict[str, Distribution] = {}
         for loc, layout in zip(blocks, self._blocks, strict=True):
