@@ -208,15 +208,23 @@ def _flipout(
     return torch.addcmul(mean, noise, _signs(mean, spatial))
 
 
+def per_example(like: Tensor, spatial: int) -> list[int]:
+    """Shape of noise that is drawn once an example and channel and broadcasts over every other dimension.
+
+    Args:
+        like: [N, C, ...], or [..., C] for a linear layer; [C, ...] or [C] for a single example.
+        spatial: Number of spatial dimensions behind the channels; 0 for a linear layer.
+    """
+    if spatial:
+        return [*like.shape[:-spatial], *[1] * spatial]
+    if like.dim() > 1:
+        return [like.shape[0], *[1] * (like.dim() - 2), like.shape[-1]]
+    return [*like.shape]
+
+
 def _signs(like: Tensor, spatial: int) -> Tensor:
     """Random signs, one an example and channel, broadcast over every other dimension."""
-    if spatial:
-        shape = [*like.shape[:-spatial], *[1] * spatial]
-    elif like.dim() > 1:
-        shape = [like.shape[0], *[1] * (like.dim() - 2), like.shape[-1]]
-    else:
-        shape = [*like.shape]
-    return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device) * 2 - 1
+    return torch.randint(0, 2, per_example(like, spatial), dtype=like.dtype, device=like.device) * 2 - 1
 
 
 def _loc(value: Tensor | None) -> Tensor | None:

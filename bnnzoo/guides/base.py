@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.network import BayesianNetwork, Program
-from bnnzoo.weights import DeltaBlock, Layout
+from bnnzoo.weights import Block, DeltaBlock, Layout
 
 
 class Guide(Program):
@@ -107,15 +108,25 @@ class Guide(Program):
             values[name] = torch.where(mean.isfinite(), biject_to(prior.support).inv(mean), values[name])
         return self.layout.join(values)
 
-    def points(self, flat: Tensor) -> dict[str, Distribution]:
-        """A `Delta` for each site at a flat point [layout.size]; likelihood sites are mapped into their support."""
+    def points(
+        self, flat: Tensor, jacobian: bool = False, block: Callable[[Tensor, Layout], Block] = DeltaBlock
+    ) -> dict[str, Distribution]:
+        """A `Delta` for each site at a flat point [layout.size]; likelihood sites are mapped into their support.
+
+        Args:
+            flat: The point, in unconstrained space.
+            jacobian: Let the likelihood's sites carry the log density of that map, for a point that is random.
+            block: Makes the distributions of weights from their part of the vector, if they are more than points.
+        """
         blocks, others = self.split_blocks(flat)
         sites: dict[str, Distribution] = {}
         for loc, layout in zip(blocks, self._blocks, strict=True):
-            sites.update(DeltaBlock(loc, layout).sites())
+            sites.update(block(loc, layout).sites())
         for loc, (name, prior) in zip(others, self.model.likelihood.sites().items(), strict=True):
-            value = biject_to(prior.support)(loc.view(prior.shape()))
-            sites[name] = dist.Delta(value, event_dim=value.dim())
+            transform, loc = biject_to(prior.support), loc.view(prior.shape())
+            value = transform(loc)
+            density = -transform.log_abs_det_jacobian(loc, value).sum() if jacobian else 0.0
+            sites[name] = dist.Delta(value, density, event_dim=value.dim())
         return sites
 
     def likelihood_normals(self, locs: list[Tensor], log_scales: list[Tensor]) -> dict[str, Distribution]:
@@ -139,7 +150,9 @@ def _shapes(layout: Layout) -> list[tuple[str, torch.Size]]:
     return list(zip(layout.names, layout.shapes, strict=True))
 
 
-def resolve_per_site(rule: Any, names: list[str], network: nn.Module, allowed: tuple[Any, ...], what: str) -> list[Any]:
+def resolve_per_site(
+    rule: Any, names: list[str], network: nn.Module, allowed: tuple[Any, ...], what: str, of: str = "random weight"
+) -> list[Any]:
     """One choice a site, from one for all or a dict of glob patterns on names or module types.
 
     Args:
@@ -148,6 +161,7 @@ def resolve_per_site(rule: Any, names: list[str], network: nn.Module, allowed: t
         network: Where the sites' modules are looked up.
         allowed: What may be chosen.
         what: Name of the option, for messages.
+        of: What the sites are, for messages.
 
     Raises:
         ValueError: If a choice is not allowed, a key matches nothing, or a site is matched by no key.
@@ -166,7 +180,7 @@ def resolve_per_site(rule: Any, names: list[str], network: nn.Module, allowed: t
 
     unused = [key for key in rules if not any(matches(key, name) for name in names)]
     if unused and names:
-        raise ValueError(f"{what} names {unused[0]!r}, which matches no random weight; they are {', '.join(names)}")
+        raise ValueError(f"{what} names {unused[0]!r}, which matches no {of}; they are {', '.join(names)}")
     choices = []
     for name in names:
         found = [choice for key, choice in rules.items() if matches(key, name)]
