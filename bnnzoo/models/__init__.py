@@ -4,8 +4,21 @@
 """
 
 from bnnzoo.models.catalogue import catalogue
+from bnnzoo.models.encoder_decoder import EncoderDecoder
 from bnnzoo.models.entry import Built, Entry
+from bnnzoo.models.keras_cnn import KerasCNN
 from bnnzoo.models.lenet import LeNet
 from bnnzoo.models.mlp import ACTIVATIONS, MLP
+from bnnzoo.models.resnet import ResNet
 
-__all__ = ["ACTIVATIONS", "MLP", "Built", "Entry", "LeNet", "catalogue"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Built",
+    "EncoderDecoder",
+    "Entry",
+    "KerasCNN",
+    "LeNet",
+    "ResNet",
+    "catalogue",
+]

@@ -18,8 +18,11 @@ from torch import nn
 from bnnzoo import guides, likelihoods, objectives, priors
 from bnnzoo.data import Dataset, Split
 from bnnzoo.likelihoods import Likelihood
+from bnnzoo.models.encoder_decoder import EncoderDecoder, check_size
+from bnnzoo.models.keras_cnn import KerasCNN
 from bnnzoo.models.lenet import LeNet
 from bnnzoo.models.mlp import MLP
+from bnnzoo.models.resnet import ResNet
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.priors import Prior
 
@@ -102,23 +105,89 @@ class Entry:
         return Built(bnn, self.guide(bnn), self.objective(training["epochs"]), training)
 
 
-def mlp(*hidden: int, activation: str = "relu") -> Callable[[Dataset, int], nn.Module]:
+def mlp(
+    *hidden: int, activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0
+) -> Callable[[Dataset, int], nn.Module]:
     """A factory of `MLP`s with these hidden layers, sized by the data."""
-    return lambda data, outputs: MLP(math.prod(data.input_shape), outputs, hidden, activation)
-
-
-def lenet(filters: tuple[int, int] = (20, 50), hidden: int = 500) -> Callable[[Dataset, int], nn.Module]:
-    """A factory of `LeNet`s, sized by the data; a ValueError where the data are no square images."""
 
     def make(data: Dataset, outputs: int) -> nn.Module:
-        shape = data.input_shape
-        if len(shape) != 3 or shape[1] != shape[2]:
-            raise ValueError(
-                f"LeNet takes square images [channels, size, size]; inputs of {data.name!r} have shape {list(shape)}"
-            )
-        return LeNet(shape[0], outputs, filters, hidden, shape[1])
+        return MLP(math.prod(data.input_shape), outputs, hidden, activation, batch_norm, dropout)
 
     return make
+
+
+def lenet(
+    filters: tuple[int, int] = (20, 50), hidden: int = 500, dropout: float = 0.0, batch_norm: bool = False
+) -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `LeNet`s, sized by the data; a ValueError where they are no square images of 16 pixels or more."""
+
+    def make(data: Dataset, outputs: int) -> nn.Module:
+        channels, size = _square("LeNet", data)
+        return LeNet(channels, outputs, filters, hidden, size, dropout, batch_norm)
+
+    return make
+
+
+def keras_cnn(filters: int = 32, hidden: int = 100, dropout: float = 0.5) -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `KerasCNN`s, sized by the data; a ValueError where they are no square images of 6 pixels or more."""
+
+    def make(data: Dataset, outputs: int) -> nn.Module:
+        channels, size = _square("KerasCNN", data)
+        return KerasCNN(channels, outputs, filters, hidden, size, dropout)
+
+    return make
+
+
+def resnet(
+    depth: int = 32, width: int = 16, shortcut: str = "A", slope: float = 0.1
+) -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `ResNet`s, sized by the data; a ValueError where the data are no images."""
+
+    def make(data: Dataset, outputs: int) -> nn.Module:
+        return ResNet(_image("ResNet", data)[0], outputs, depth, width, shortcut, slope)
+
+    return make
+
+
+def encoder_decoder(width: int = 16, depth: int = 2, dropout: float = 0.0) -> Callable[[Dataset, int], nn.Module]:
+    """A factory of `EncoderDecoder`s, sized by the data.
+
+    A ValueError where the data are no images with a label for every pixel, or height or width cannot be halved `depth`
+    times.
+    """
+
+    def make(data: Dataset, outputs: int) -> nn.Module:
+        channels, rows, columns = _image("EncoderDecoder", data)
+        if data.y.shape[1:] != (rows, columns):
+            raise ValueError(
+                f"EncoderDecoder needs a label for every pixel, [N, {rows}, {columns}]; targets of {data.name!r} have "
+                f"shape {list(data.y.shape)}"
+            )
+        network = EncoderDecoder(channels, outputs, width, depth, dropout)
+        check_size(rows, columns, network.depth)
+        return network
+
+    return make
+
+
+def _image(network: str, data: Dataset) -> tuple[int, ...]:
+    """Channels, height and width of images."""
+    if len(data.input_shape) != 3:
+        raise ValueError(
+            f"{network} takes images [channels, height, width]; inputs of {data.name!r} have shape "
+            f"{list(data.input_shape)}"
+        )
+    return data.input_shape
+
+
+def _square(network: str, data: Dataset) -> tuple[int, int]:
+    """Channels and size of square images."""
+    shape = data.input_shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(
+            f"{network} takes square images [channels, size, size]; inputs of {data.name!r} have shape {list(shape)}"
+        )
+    return shape[0], shape[1]
 
 
 def gaussian(noise: float | Distribution | None = None) -> Callable[[Dataset], Likelihood]:

@@ -1,9 +1,10 @@
 """The multilayer perceptron."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+from bnnzoo.models.arguments import flag, fraction, whole, wholes
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -19,41 +20,29 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 """Activations of `MLP` by name. Names, not modules, so that a saved posterior can rebuild its network."""
 
 
-def whole(owner: str, name: str, value: object, minimum: int = 1) -> int:
-    """Checks a count.
-
-    Args:
-        owner: Who asks, for the message.
-        name: The argument's name, for the message.
-        value: What was given.
-        minimum: The smallest count allowed.
-
-    Returns:
-        The value as an `int` (NumPy integers pass).
-
-    Raises:
-        ValueError: The value is no whole number or is below `minimum`.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < minimum:
-        raise ValueError(f"{owner}: {name} must be a whole number of at least {minimum}; given: {value!r}")
-    return value.__index__()
-
-
 class MLP(nn.Module):
     """A multilayer perceptron: linear layers with an activation between them, raw outputs.
 
     Weights are named `layers.0.weight` [hidden[0], in_features], `layers.0.bias`, `layers.2.weight`, ...
-    (the activations take the odd places). Inputs may have more dimensions than two: an image batch
-    [N, 1, 28, 28] goes into `MLP(784, 10)` flattened.
+    (the activations take the odd places; batch normalization and dropout take places of their own). Inputs may have
+    more dimensions than two: an image batch [N, 1, 28, 28] goes into `MLP(784, 10)` flattened.
+
+    Each hidden layer is: linear, batch normalization, activation, dropout. Both options are where the networks of the
+    MCBN paper (Teye et al. 2018, sections 3.2 and 4.3) have them: the batch normalizes what a hidden layer's linear map
+    returns, which then needs no bias; dropout acts on the input of every linear layer but the first, whose inputs are
+    the data.
 
     Args:
         in_features: Input features Q, at least 1.
         out_features: Outputs K, at least 1: the targets of a regression, the classes of a classification.
         hidden: Units of each hidden layer; `()` gives a linear model.
         activation: One of `relu`, `leaky_relu`, `elu`, `gelu`, `silu`, `softplus`, `tanh`, `sigmoid`, `identity`.
+        batch_norm: Whether hidden layers have an `nn.BatchNorm1d`; their linear maps then have no bias.
+        dropout: Probability, from 0 to below 1, that a hidden unit is dropped; 0 puts no `nn.Dropout` in.
 
     Raises:
-        ValueError: A size below 1, or an unknown activation.
+        ValueError: A size below 1, an unknown activation, a dropout rate out of range, or batch normalization or
+            dropout without a hidden layer.
 
     Example:
         >>> import torch
@@ -62,32 +51,49 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, hidden: Sequence[int] = (50, 50), activation: str = "relu"
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (50, 50),
+        activation: str = "relu",
+        batch_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-            raise ValueError(f"MLP: hidden must be a sequence of layer sizes such as (50, 50); given: {hidden!r}")
+        self.hidden = wholes("MLP", "hidden", hidden, "a sequence of layer sizes such as (50, 50)")
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}; given: {activation!r}")
         self.in_features = whole("MLP", "in_features", in_features)
         self.out_features = whole("MLP", "out_features", out_features)
-        self.hidden = tuple(whole("MLP", f"hidden[{i}]", size) for i, size in enumerate(hidden))
         self.activation = activation
-        sizes = [self.in_features, *self.hidden, self.out_features]
-        layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
-        for before, after in itertools.pairwise(sizes[1:]):
-            layers += [ACTIVATIONS[activation](), nn.Linear(before, after)]
-        self.layers = nn.Sequential(*layers)
+        self.batch_norm = flag("MLP", "batch_norm", batch_norm)
+        self.dropout = fraction("MLP", "dropout", dropout)
+        if not self.hidden and (self.batch_norm or self.dropout):
+            raise ValueError("MLP: batch_norm and dropout act on hidden layers, and hidden=() has none")
+        layers: list[nn.Module] = []
+        size = self.in_features
+        for units in self.hidden:
+            layers.append(nn.Linear(size, units, bias=not self.batch_norm))
+            if self.batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(ACTIVATIONS[activation]())
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
+            size = units
+        self.layers = nn.Sequential(*layers, nn.Linear(size, self.out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the outputs.
 
         Args:
-            x: Inputs [..., in_features], or [N, ...] with `in_features` numbers a row.
+            x: Inputs [..., in_features], or [N, ...] with `in_features` numbers a row. With batch normalization all
+                leading dimensions together are the batch.
 
         Returns:
             Raw outputs [..., out_features].
         """
         if x.ndim > 2 and x.shape[-1] != self.in_features:
             x = x.flatten(1)
+        if self.batch_norm and x.ndim > 2:
+            return self.layers(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return self.layers(x)
