@@ -171,6 +171,10 @@ class MaskedWeight(TorchDistribution):
         """`α M²`, in the weight's shape; elements of one input unit are fully correlated."""
         return self.noise.variance * self.loc.square()
 
+    def entropy(self) -> Tensor:
+        """Entropy of the noise, in nats, a scalar."""
+        return self.noise.entropy()
+
     def draw(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Reparameterized draws, [*sample_shape, *event_shape], whoever else may draw the noise."""
         units = self.noise.units
@@ -267,7 +271,7 @@ class MaskedPoint(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Entropy of all noise, a scalar."""
-        return sum((part.noise.entropy() for part in self.masked), self.loc.new_zeros(()))
+        return sum((part.entropy() for part in self.masked), self.loc.new_zeros(()))
 
 
 class MaskedBlock(Block):
