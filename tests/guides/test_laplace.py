@@ -267,15 +267,17 @@ def test_it_is_a_point_in_training_and_before_anything_is_collected(structure):
     assert torch.equal(guide.eval()()["2.weight"], bnn.network[2].weight)
 
 
-def test_double_precision_and_learned_noise():
-    bnn = BayesianNetwork(network(), likelihoods.Gaussian()).double()
+@pytest.mark.parametrize("scale", [None, dist.HalfNormal(2.0)], ids=["learned", "site"])
+def test_the_noise_is_where_it_has_got_to(scale):
+    bnn = BayesianNetwork(network(), likelihoods.Gaussian(scale)).double()
     x, y = (t.double() for t in data())
     guide = Laplace(bnn)
     with torch.no_grad():
-        bnn.likelihood.log_scale.fill_(math.log(0.4))
+        (guide.loc[-1] if scale else bnn.likelihood.log_scale).fill_(math.log(0.4))
     fixed = Laplace(BayesianNetwork(network(), likelihoods.Gaussian(0.4)).double())
-    assert guide.collect(x, y, 5)["scale"].dtype == torch.float64
-    torch.testing.assert_close(guide.collect(x, y, 5)["scale"], fixed.collect(x, y, 5)["scale"])
+    collected = guide.collect(x, y, 5)["scale"]
+    assert collected.dtype == torch.float64
+    torch.testing.assert_close(collected, fixed.collect(x, y, 5)["scale"])
 
 
 @pytest.mark.parametrize(
