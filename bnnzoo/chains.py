@@ -87,6 +87,7 @@ class Trainer:
         data: Inputs and targets as the model sees them, [N, ...].
         optimizer: Makes the optimizer from a list of parameters.
         clip_norm: Bound of each chain's gradient norm, or None.
+        reach: How far adversarial examples are from the data, a number or one an input feature; None for none.
 
     Attributes:
         parameters: Stacked parameters, [chain, ...]; views of what the optimizer steps.
@@ -102,11 +103,13 @@ class Trainer:
         data: tuple[Tensor, Tensor],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         clip_norm: float | None = None,
+        reach: Tensor | None = None,
     ) -> None:
         self.pair = pair
         self.objective = objective
         self.x, self.y = data
         self.clip_norm = clip_norm
+        self.reach = reach
         parameters, buffers = state
         self.chains = len(next(iter(parameters.values())))
         if self.chains == 1:
@@ -133,10 +136,18 @@ class Trainer:
 
     def losses(self, index: Tensor) -> Tensor:
         """Each chain's loss on its minibatch, [chain]; `index` holds rows of the data, [chain, B]."""
+        return self._losses(*self._batch(index))
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Each chain's rows, [chain, B, ...]; a single chain's without the first dimension."""
         if self.chains == 1:
-            x, y = self.x.index_select(0, index[0]), self.y.index_select(0, index[0])
+            return self.x.index_select(0, index[0]), self.y.index_select(0, index[0])
+        return self.x[index], self.y[index]
+
+    def _losses(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.chains == 1:
             return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
-        return self._mapped(self._stacked, self.buffers, self.x[index], self.y[index])
+        return self._mapped(self._stacked, self.buffers, x, y)
 
     def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         loss = partial(self.objective.differentiable_loss, size=len(self.x))
@@ -157,12 +168,31 @@ class Trainer:
     def step(self, index: Tensor) -> Tensor:
         """One optimizer step; returns the losses before it, [chain]."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(index)
-        torch.autograd.backward(losses, torch.ones_like(losses))
+        if self.reach is None:
+            losses = self.losses(index)
+            torch.autograd.backward(losses, torch.ones_like(losses))
+        else:
+            losses = self._adversarial(*self._batch(index), self.reach)
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
         self.optimizer.step()
         return losses.detach()
+
+    def _adversarial(self, x: Tensor, y: Tensor, reach: Tensor) -> Tensor:
+        """Gradients of the mean loss of a batch and of its adversarial examples; returns that mean, [chain].
+
+        The examples of the fast gradient sign are constants: one backward pass for the parameters' gradient on the
+        batch gives the inputs' too, whose signs are all that counts.
+        """
+        x.requires_grad_()
+        losses = self._losses(x, y)
+        half = torch.full_like(losses, 0.5)
+        torch.autograd.backward(losses, half)
+        if x.grad is None:
+            raise ValueError("adversarial training needs a network whose outputs can be differentiated by its inputs")
+        attacked = self._losses(x.detach() + reach * x.grad.sign(), y)
+        torch.autograd.backward(attacked, half)
+        return (losses + attacked) / 2
 
     def _clip(self, bound: float) -> None:
         grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]

@@ -66,6 +66,7 @@ def fit(
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     clip_norm: float | None = None,
+    adversarial: float | None = None,
     validation: Any = None,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
@@ -98,6 +99,11 @@ def fit(
         scheduler: `scheduler(optimizer)` makes a learning-rate scheduler, stepped once an epoch. `ReduceLROnPlateau`
             follows the validation score, or else the loss, of a single chain.
         clip_norm: Bound of each chain's gradient norm (of the loss summed over the data), > 0.
+        adversarial: ε in (0, 1] for adversarial training by the fast gradient sign (Goodfellow et al. 2015), as deep
+            ensembles do (Lakshminarayanan et al. 2017, algorithm 1): each step minimizes the mean of the losses on its
+            batch and on `x + ε · range · sign(∂loss/∂x)`, and `history["loss"]` records that mean. The range is
+            maximum minus minimum over the training data, of each feature for inputs [N, D], of all numbers together
+            for others, such as images. Each chain makes its own examples; a step costs twice as much. Default: none.
         validation: Data to score each epoch on (`history["validation"]`: mean negative log predictive density of each
             chain), or a fraction of the training data, in (0, 1), to hold out.
         patience: Stop a chain after this many epochs, ≥ 1, without a better validation score, and return its
@@ -153,6 +159,7 @@ def _fit(
         chains=_at_least(1, chains=settings["chains"]),
         seed=_at_least(0, seed=settings["seed"]),
         clip_norm=None if settings["clip_norm"] is None else _positive(clip_norm=settings["clip_norm"]),
+        adversarial=None if settings["adversarial"] is None else _fraction(adversarial=settings["adversarial"]),
         patience=None if settings["patience"] is None else _at_least(1, patience=settings["patience"]),
         checkpoint=None if settings["checkpoint"] is None else Path(settings["checkpoint"]),
         callback=settings["callback"],
@@ -244,6 +251,7 @@ class _Run:
     chains: int
     seed: int
     clip_norm: float | None
+    adversarial: float | None
     patience: int | None
     checkpoint: Path | None
     callback: Callable[[Progression], bool | None] | None
@@ -260,7 +268,8 @@ class _Run:
     ) -> Posterior:
         objective = copy.copy(self.objective)
         make = partial(self.optimizer, lr=self.lr)
-        trainer = Trainer(pair, state, objective, data, make, self.clip_norm)
+        reach = None if self.adversarial is None else self.adversarial * input_range(data[0])
+        trainer = Trainer(pair, state, objective, data, make, self.clip_norm, reach)
         scheduler = self.scheduler(trainer.optimizer) if self.scheduler else None
         if isinstance(scheduler, ReduceLROnPlateau) and self.chains > 1:
             raise ValueError("ReduceLROnPlateau follows one loss, and chains share their learning rate: use chains=1")
@@ -309,6 +318,7 @@ class _Run:
                 "seed": self.seed,
                 "batch_size": batch_size,
                 "lr": self.lr,
+                "adversarial": self.adversarial,
                 "num_data": size,
                 "checksum": checksum(*data),
                 "example": [(list(t[:2].shape), str(t.dtype).removeprefix("torch.")) for t in data],
@@ -349,6 +359,7 @@ class _Run:
             "checksum of the validation data": None if held_out is None else checksum(*held_out),
             "lr": self.lr,
             "clip_norm": self.clip_norm,
+            "adversarial": self.adversarial,
             "patience": self.patience,
             "objective": f"{type(self.objective).__name__} {numbers}",
             "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
@@ -404,6 +415,19 @@ class _Validation:
         return -torch.cat(scores, 1).mean(1)
 
 
+def input_range(x: Tensor) -> Tensor:
+    """Maximum minus minimum of inputs as the model sees them: [D] of features [N, D], a scalar of anything else.
+
+    Raises:
+        ValueError: If the inputs are not real numbers, between which there would be nothing.
+    """
+    if not x.is_floating_point():
+        raise ValueError(
+            f"adversarial training moves the inputs a little, which must be real numbers for that, not {x.dtype}"
+        )
+    return x.amax(0) - x.amin(0) if x.dim() == 2 else x.max() - x.min()
+
+
 def checksum(*tensors: Tensor) -> int:
     """A CRC of tensors' values, to tell data sets apart."""
     value = 0
@@ -423,4 +447,11 @@ def _positive(**named: float) -> float:
     ((name, value),) = named.items()
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, not {value!r}")
+    return float(value)
+
+
+def _fraction(**named: float) -> float:
+    ((name, value),) = named.items()
+    if not (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
+        raise ValueError(f"{name} must be a number in (0, 1], a fraction of the inputs' range, not {value!r}")
     return float(value)

@@ -6,11 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import Cauchy, Distribution, Laplace, Normal, StudentT, TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, register_kl
 from torch.distributions.utils import broadcast_all
 from torch.nn.modules.conv import _ConvTransposeNd
+
+from bnnzoo.weights import FlatNormal
 
 
 class ScaleMixture(TorchDistribution):
@@ -92,6 +95,29 @@ class LogUniform(TorchDistribution):
     `log_prob` is `-log |w|`, unnormalized; |w| is floored at the smallest normal number of its dtype, so the value at
     zero is finite (87.3 in single precision) and its gradient there is zero. There is nothing to sample from.
 
+    The KL divergence of a Gaussian `N(μ, σ²)` from it depends on `α = σ² / μ²` alone, up to the constant that an
+    improper prior leaves open. It is registered, for every guide that has Gaussian sites, in the approximation of
+    Molchanov, Ashukha & Vetrov 2017 (eq. 14, there as -KL), with the constant that makes a weight without signal free,
+    `KL → 0` as `α → ∞`:
+
+        KL(α) ≈ k₁ S(-(k₂ + k₃ log α)) + ½ log(1 + 1/α),    S the logistic function, k = 0.63576, 1.87320, 1.48695
+
+    With this constant it is `E_q[log q(w) - log p(w)] + 2.0541` for the `log_prob` of this class. Largest errors, of
+    the value and of its derivative with respect to `log α`, against numerical integration:
+
+    ==============  =======  ==========
+    log α           value    derivative
+    ==============  =======  ==========
+    -10 to -4       0.0085   0.0038
+    -4 to -2        0.0094   0.0137
+    -2 to 0         0.0046   0.0066
+    0 to 2          0.0054   0.0033
+    2 to 4          0.0023   0.0023
+    4 to 10         0.0003   0.0003
+    ==============  =======  ==========
+
+    (The exact values run from 5.64 at -10 to 0.00002 at 10, the derivatives from -0.5 to 0.)
+
     Args:
         batch_shape: Shape of independent copies.
     """
@@ -122,6 +148,23 @@ class LogUniform(TorchDistribution):
         new = self._get_checked_instance(LogUniform, _instance)
         TorchDistribution.__init__(new, torch.Size(batch_shape), validate_args=False)
         return new
+
+
+@register_kl(Normal, LogUniform)
+def _kl_normal_log_uniform(q: Normal, p: LogUniform) -> Tensor:
+    return _log_uniform_divergence(q.loc, q.scale.log()).expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+
+
+@register_kl(FlatNormal, LogUniform)
+def _kl_flat_normal_log_uniform(q: FlatNormal, p: LogUniform) -> Tensor:
+    return _log_uniform_divergence(q.loc, q.log_scale)
+
+
+def _log_uniform_divergence(loc: Tensor, log_scale: Tensor) -> Tensor:
+    # A mean of 0, where the divergence is 0 and flat, gets a finite logarithm and no gradient through it.
+    log_signal = loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log()
+    log_ratio = 2 * (log_signal - log_scale)  # -log α
+    return 0.63576 * torch.sigmoid(1.48695 * log_ratio - 1.87320) + 0.5 * F.softplus(log_ratio)
 
 
 # layers of which each output takes one input, whatever the shape of their weights
