@@ -5,12 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bnnzoo import BayesianNetwork, guides, likelihoods, objectives
+from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -22,11 +24,13 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-@pytest.mark.parametrize("name", ["step_time", "predict_time", "conjugate", "uci", "mnist"])
+@pytest.mark.parametrize("name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic"])
 def test_smoke(name, tmp_path):
-    out = tmp_path / "results" / "smoke.json"
-    result = run(name, "--smoke", "--out", str(out))
+    out, figure = tmp_path / "results" / "smoke.json", tmp_path / "figure.png"
+    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic") else []
+    result = run(name, "--smoke", *drawn, "--out", str(out))
     assert result.returncode == 0, result.stderr
+    assert figure.exists() == bool(drawn)
     assert "| --- |" in result.stdout
     assert f"python benchmarks/{name}.py --smoke" in result.stdout
     written = json.loads(out.read_text())
@@ -40,6 +44,8 @@ def test_smoke(name, tmp_path):
         ("step_time", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         ("step_time", ["--only", "resnet"], "invalid choice: 'resnet'"),
         ("uci", ["--splits", "0"], "--splits must be at least 1, got 0"),
+        ("mnist", ["--draws", "0"], "--draws must be at least 1, got 0"),
+        ("mnist", ["--methods", "map", "--figure", "x.png"], "--methods leaves one of them out"),
     ],
 )
 def test_bad_options_are_refused(name, arguments, message):
@@ -55,8 +61,8 @@ def modules(monkeypatch):
     import floors
 
     yield common, floors
-    for name in ("common", "floors"):
-        del sys.modules[name]
+    for name in ("common", "floors", "uci", "mnist", "cubic"):
+        sys.modules.pop(name, None)
 
 
 def average(step, count: int = 1500) -> tuple[float, float]:
@@ -136,3 +142,62 @@ def test_contenders_take_turns_inside_their_contexts(modules):
     assert len(first.times) == len(second.times) == 3
     first.times, second.times = [2.0, 3.0, 8.0], [1.0, 1.0, 2.0]
     assert common.ratio(first, second) == 3.0
+
+
+def test_images_turn_counterclockwise(modules):
+    import mnist
+
+    image = torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0))
+    turned = mnist.rotations(image, [0, 90, 180])
+    for quarters in range(3):
+        torch.testing.assert_close(turned[quarters], image.rot90(quarters, (1, 2)), rtol=0, atol=1e-4)
+
+
+def test_widths_of_bands_by_range(modules):
+    import cubic
+
+    x = np.linspace(-6.0, 6.0, 121)  # at every tenth: 79 inside, 42 from 4 on
+    std = np.stack([np.where(np.abs(x) < 4, 2.0, 5.0), np.full(121, 1e3)])
+    found = cubic.widths(x, np.stack([x**3 * (x > 0), 0 * x]), std)
+    assert found["inside"] == pytest.approx([12.0, 6e3])
+    assert found["outside"] == pytest.approx([30.0, 6e3])
+    assert found["held"] == [0.5, 1.0]
+
+
+def test_scores_take_the_noise_that_was_chosen(modules):
+    import uci
+
+    given = {"loc": torch.tensor([[[1.0, 3.0]], [[2.0, 3.0]]]), "scale": torch.full((2, 1, 1), 9.0)}
+    prediction = Prediction(given, torch.distributions.Normal, "regression")
+    scores = uci._scored(prediction, torch.tensor([1.0, 5.0]), 0.5)
+    squares = (0.0 + 16.0 + 4.0 + 16.0) / 4  # of two chains and two rows, in units of the noise
+    assert scores["nll"] == pytest.approx(0.5 * squares + math.log(0.5) + 0.5 * math.log(2 * math.pi), rel=1e-6)
+    assert scores["rmse"] == pytest.approx((math.sqrt(2.0) + math.sqrt(2.5)) / 2, rel=1e-6)  # chains are not pooled
+
+
+def test_kept_results_are_not_computed_again(modules, tmp_path):
+    import uci
+
+    job = uci.Job("no such data", "map", 3, 20, 1, tmp_path)
+    (tmp_path / "no such data-map-3.json").write_text(json.dumps({"steps": 20, "rmse": 1.5}))
+    assert uci.run(job) == {"steps": 20, "rmse": 1.5}
+    with pytest.raises(SystemExit, match="of 20 steps, not of 30"):
+        uci.run(replace(job, steps=30))
+
+
+def test_what_is_chosen_does_not_see_the_test_split(modules, tmp_path, monkeypatch):
+    import uci
+
+    monkeypatch.setitem(uci.SETTING, "draws", 5)
+    job, seen = uci.Job("diabetes", "dropout", 0, 10, 1, tmp_path), []
+    fit = uci.fit
+    monkeypatch.setattr(uci, "fit", lambda bnn, guide, part, **rest: seen.append(part) or fit(bnn, guide, part, **rest))
+    split = data.load("diabetes").split(0.2, seed=0)
+    value, noise = uci.choose(job, split.train)
+    assert value in uci.METHODS["dropout"].grid
+    assert set(noise) == {"crps", "pll"}
+    rows = {tuple(row) for row in split.train.x.tolist()}
+    assert len(seen) == 3
+    for part in seen:
+        assert len(part) == round(0.8 * len(split.train))
+        assert {tuple(row) for row in part.x.tolist()} < rows
