@@ -13,6 +13,8 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bnnzoo._mapped_ops import MAPPED_OPS
 
@@ -38,6 +40,8 @@ class Pair(nn.Module):
         # Copying makes Pyro's AutoGuides forget their model (in the handler that initializes it), the original too.
         autos = [part for part in self.guide.modules() if isinstance(part, AutoGuide)]
         held = [(part._model, part.master) for part in autos]
+        # Their record of the model's first run is only read, and of learned parameters it holds a graph.
+        memo |= {id(part.prototype_trace): part.prototype_trace for part in autos}
         guide = copy.deepcopy(self.guide, memo)
         twins = [part for part in guide.modules() if isinstance(part, AutoGuide)]
         for part, twin, (program, master) in zip(autos, twins, held, strict=True):
@@ -129,3 +133,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+class CountingBytes(TorchDispatchMode):
+    """Adds up the bytes of every tensor that operations make, views aside: what a pass needs at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.bytes += sum(t.numel() * t.element_size() for t in made if t.untyped_storage().data_ptr() not in given)
+        return result

@@ -128,7 +128,7 @@ def _build(
     rest: dict[Any, Any] = {"*": None} if set(parameters) - set(prior) else {}
     bnn = BayesianNetwork(network, likelihood.to(device), {**prior, **rest})
     if make_guide is not None:
-        guide = make_guide(bnn)
+        guide = _with_parameters(make_guide(bnn), bnn, content)
     elif content["guide"] is None:
         raise ValueError(
             f"the posterior's guide is a {content['guide_class']}, which a file cannot hold: pass how to build it, "
@@ -215,7 +215,11 @@ def _build_guide(content: dict[str, Any], bnn: BayesianNetwork) -> nn.Module:
         return Empirical(bnn, {name: torch.zeros(count, *bnn.sites[name].shape()) for name in names})
     cls = _class(description["module"])
     arguments = {name: decode(value) for name, value in description["arguments"].items()}
-    guide = cls(bnn, **arguments)
+    return _with_parameters(cls(bnn, **arguments), bnn, content)
+
+
+def _with_parameters(guide: nn.Module, bnn: BayesianNetwork, content: dict[str, Any]) -> nn.Module:
+    """The guide, run once if it is none of bnnzoo's: Pyro's AutoGuides make their parameters then."""
     if not isinstance(guide, Guide):
         example = decode(content["info"])["example"]
         x, y = (torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in example)

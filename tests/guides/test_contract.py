@@ -1,0 +1,44 @@
+"""Every guide keeps the contract of `bnnzoo.testing`; a new one joins by one line."""
+
+from functools import partial
+
+import pytest
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+
+from bnnzoo import guides, testing
+from bnnzoo.testing import BATCH_NORM_PROBLEMS, GuideCase
+
+_mnf = partial(guides.MNF, hidden=4, r_hidden=4)
+
+#: A low-rank factor that is large beside the diagonal is singular in single precision.
+_MILD = (-3.0, 0.0, 3.0)
+
+CASES = {
+    "mean-field": GuideCase(guides.MeanField),
+    "mean-field, dense": GuideCase(partial(guides.MeanField, sampling="dense")),
+    "mean-field, flipout": GuideCase(partial(guides.MeanField, sampling="flipout")),
+    "map": GuideCase(guides.Map, bound=False),
+    "mnf, masked": GuideCase(_mnf, steps=150, lr=0.1),
+    "mnf, realnvp": GuideCase(partial(_mnf, flow="realnvp"), steps=150, lr=0.1),
+    "mnf, iaf": GuideCase(partial(_mnf, flow="iaf"), steps=150, lr=0.1),
+    "dropout": GuideCase(guides.Dropout, bound=False),
+    "dropout, gaussian": GuideCase(partial(guides.Dropout, noise="gaussian"), bound=False),
+    "dropout, learned": GuideCase(partial(guides.Dropout, learn_rate=True), bound=False),
+    "batch norm": GuideCase(guides.BatchNorm, BATCH_NORM_PROBLEMS, bound=False),
+    "batch norm, gaussian": GuideCase(
+        partial(guides.BatchNorm, statistics="gaussian"), BATCH_NORM_PROBLEMS, bound=False
+    ),
+    "low rank": GuideCase(partial(guides.LowRank, rank=2), unlisted=["latent"], extremes=_MILD),
+    "laplace": GuideCase(guides.Laplace, bound=False),
+    "laplace, last layer": GuideCase(
+        partial(guides.Laplace, structure="last_layer"), bound=False, structured=False, unlisted=["last_layer"]
+    ),
+    "pyro's normal": GuideCase(AutoNormal, steps=100),
+    "pyro's low rank": GuideCase(partial(AutoLowRankMultivariateNormal, rank=2), steps=100, extremes=_MILD),
+}
+
+
+@pytest.mark.parametrize("check", testing.CHECKS)
+@pytest.mark.parametrize("case", CASES)
+def test_contract(case, check):
+    testing.CHECKS[check](CASES[case])
