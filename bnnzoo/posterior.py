@@ -13,10 +13,9 @@ from pyro.infer.autoguide import AutoContinuous, AutoNormal, AutoNormalizingFlow
 from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded, vectorize
+from bnnzoo._vectorize import CountingBytes, Pair, evaluating, pyro_settings, seeded, vectorize
 from bnnzoo.guides import Empirical, Guide
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites, log_prob
@@ -24,6 +23,7 @@ from bnnzoo.prediction import Prediction, Summary, summarize
 
 if TYPE_CHECKING:
     from bnnzoo.data import Standardization
+    from bnnzoo.sparsity import Sparsity
 
 #: Elements of weights that are drawn together. Fixed, so that draws do not depend on how much memory may be used.
 _DRAWN_TOGETHER = 2**20
@@ -218,6 +218,58 @@ class Posterior:
 
         return self._map(density, samples)
 
+    def sparsity(self, threshold: float = 5.0) -> Sparsity:
+        """Share of weights whose signal drowns in their noise, by site and in all.
+
+        A weight with mean μ and standard deviation σ counts where `log σ² - log μ² ≥ threshold`, that is where its
+        signal-to-noise ratio |μ| / σ is at most `exp(-threshold / 2)`: 0.08 by default, as in the MNF paper (Louizos &
+        Welling 2017, section 4.1). A weight that `prune` has fixed at 0 counts at any threshold. Under
+        `priors.LogUniform` the weights that the data can do without tend there.
+
+        Args:
+            threshold: On the logarithm of `σ² / μ²`.
+
+        Raises:
+            TypeError: If the guide is no `guides.MeanField`: others have no mean and standard deviation a weight.
+        """
+        from bnnzoo.sparsity import sparsity
+
+        return sparsity(self, threshold)
+
+    def prune(self, threshold: float = 5.0) -> Posterior:
+        """A new posterior in which the weights that `sparsity(threshold)` counts are 0 in every draw.
+
+        Each chain is pruned by itself. Densities (`log_q`, KL divergences) are those of the weights that are kept, and
+        further training (`fit`) trains those alone.
+
+        Args:
+            threshold: On `log σ² - log μ²`, see `sparsity`.
+
+        Returns:
+            The pruned posterior, its guide a `guides.PrunedMeanField`, the shares in its `info["pruned"]`; this one
+            stays as it is.
+
+        Raises:
+            TypeError: If the guide is no `guides.MeanField`.
+        """
+        from bnnzoo.sparsity import prune
+
+        return prune(self, threshold)
+
+    def tune_noise(self, data: Any, by: str = "crps", num_samples: int | None = None, seed: int = 0) -> Posterior:
+        """A new posterior whose Gaussian noise scale is the best one for held-out data, see `bnnzoo.noise.tune_noise`.
+
+        Args:
+            data: Validation data in their own units: whatever `fit` takes. Not those of the fit, whose errors are too
+                small.
+            by: `"crps"` or `"pll"`.
+            num_samples: Draws a chain, see `predict`.
+            seed: Fixes the draws.
+        """
+        from bnnzoo.noise import tune_noise
+
+        return tune_noise(self, data, by, num_samples, seed)
+
     def to_arviz(self, data: Any = None, **settings: Any) -> Any:
         """Export to ArviZ: `InferenceData` (0.x) or `DataTree` (1.x); see `bnnzoo.evaluation.to_arviz`."""
         from bnnzoo.evaluation import to_arviz
@@ -295,15 +347,20 @@ class Posterior:
     def _map(self, fn: Any, values: Any, *shared: Any) -> Any:
         """`fn(model, guide, value, *shared)` for every chain and draw of values, [chain, draw, ...]."""
 
-        def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], value: Any, *rest: Any) -> Any:
-            return functional_call(self._pair, (parameters, buffers), (fn, value, *rest))
+        def call(state: tuple[dict[str, Tensor], ...], value: Any, draw: Tensor, *rest: Any) -> Any:
+            return functional_call(self._pair, state, (fn, value, *rest))
 
         rest = (None,) * len(shared)
-        over_draws = vectorize(call, in_dims=(None, None, 0, *rest))
-        over_chains = vectorize(over_draws, in_dims=(0, 0, 0, *rest))
+        # What is the same in all draws (a point's weights) is not mapped over them: what depends on nothing else is
+        # computed once. `draw` maps the rest, should all be the same.
+        over_draws = tree_map(lambda value: None if _is_repeated(value) else 0, values)
+        once = tree_map(lambda value: value[:, 0] if _is_repeated(value) else value, values)
+        draw = torch.zeros(tree_leaves(values)[0].shape[:2], device=self.device)
+        mapped = vectorize(call, in_dims=(None, over_draws, 0, *rest))
+        over_chains = vectorize(mapped, in_dims=(0, 0, 0, *rest))
         grad = any(isinstance(v, Tensor) and v.requires_grad for v in shared)
         with evaluating(self._pair), torch.set_grad_enabled(grad), pyro_settings(self._pair):
-            return over_chains(self._parameters, self._live_buffers(), values, *shared)
+            return over_chains((self._parameters, self._live_buffers()), once, draw, *shared)
 
     def _live_buffers(self) -> dict[str, Tensor]:
         # Stored draws are picked before the map: mapping over them as buffers would carry them all along.
@@ -336,7 +393,7 @@ class Posterior:
     def _block(self, x: Tensor, memory: int, num_samples: int) -> tuple[int, int]:
         """How many draws and rows one pass may take."""
         memory = memory * 3 // 4  # allocators round up, and keep some
-        with _Counting() as counting:
+        with CountingBytes() as counting:
             self._conditional_once(x[:1])
         # Mapped operations make more tensors than plain ones, two or three times as many. Counting those takes two more
         # passes, which are saved where there is room anyway.
@@ -359,7 +416,7 @@ class Posterior:
     def _mapped_bytes(self, x: Tensor, rows: int) -> int:
         """Bytes that a pass of one draw of every chain makes for this many rows."""
         values = {n: v.expand(self.chains, 1, *v.shape) for n, v in self._own_values().items()}
-        with _Counting() as counting:
+        with CountingBytes() as counting:
             self._map(_conditional, values, x[:1].expand(rows, *x.shape[1:]))
         return counting.bytes
 
@@ -376,6 +433,11 @@ class Posterior:
                 return _conditional(self.bnn, self.guide, self._own_values(), x[:rows])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"the network fails on inputs of shape {list(x.shape)}: {error}") from error
+
+
+def _is_repeated(value: Tensor) -> bool:
+    """Whether values [chain, draw, ...] are one for all draws, as far as memory tells."""
+    return value.shape[1] > 1 and value.stride(1) == 0
 
 
 def _lengthened(value: Tensor, rows: int, total: int) -> Tensor:
@@ -411,18 +473,3 @@ def _conditional(model: BayesianNetwork, guide: nn.Module, values: dict[str, Ten
     likelihood = model.likelihood
     latent = {name: values[name] for name in likelihood.sites()}
     return likelihood.conditional(model.output(values, x), **latent)
-
-
-class _Counting(TorchDispatchMode):
-    """Adds up the bytes of every tensor that operations make, views aside: what a pass needs at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self.bytes += sum(t.numel() * t.element_size() for t in made if t.untyped_storage().data_ptr() not in given)
-        return result
