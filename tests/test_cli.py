@@ -11,6 +11,7 @@ import torch
 
 import bnnzoo
 from bnnzoo import cli, data, evaluation, guides, likelihoods, models
+from bnnzoo.cli import options as parsing
 from bnnzoo.cli import plan as planning
 from bnnzoo.cli.plan import FitOptions, resolve
 from bnnzoo.evaluation.inference_data import import_arviz
@@ -246,6 +247,49 @@ def test_model_options(here):
     assert set(built(data="cubic", noise="prior").bnn.sites) >= {"noise"}
 
 
+@pytest.mark.parametrize("name", parsing.GUIDES)
+@pytest.mark.parametrize("dataset", ["cubic", "digits"])
+def test_every_guide_builds(here, name, dataset):
+    plan = resolve(FitOptions(data=dataset, guide=name))
+    chosen = parsing.GUIDES[name].make
+    assert type(plan.built.guide) is getattr(chosen, "func", chosen)
+    for option, value in getattr(chosen, "keywords", {}).items():
+        assert getattr(plan.built.guide, option) == value
+    assert plan.out == Path(f"runs/{dataset}-{name}")
+
+
+@pytest.mark.parametrize(
+    ("guide", "expected"),
+    [
+        ("dropout:0.1", {"rate": 0.1, "learn_rate": False}),
+        ("dropout-learned:0.2", {"rate": 0.2, "learn_rate": True}),
+        ("mnf-iaf:1,20", {"flow": "iaf", "flow_length": 1, "hidden": 20}),
+        ("low-rank:3", {"rank": 3}),
+        ("mcbn:7", {"num_statistics": 7, "statistics": "batches"}),
+        ("mean-field:0.5", {"init_scale": 0.5, "sampling": "local"}),
+    ],
+)
+def test_numbers_of_a_guide(here, guide, expected):
+    made = built(data="diabetes", guide=guide).guide
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_a_guide_keeps_what_the_entry_says_of_it(here):
+    assert built(data="cubic", guide="mean-field").guide.init_scale == 0.03
+    assert built(data="cubic", guide="mean-field:0.2").guide.init_scale == 0.2
+    assert built(entry="dropout/uci-mlp", data="cubic", guide="dropout").guide.rate == 0.05
+
+
+def test_mcbn_gets_a_network_with_batch_normalization(here):
+    for options in ({"data": "diabetes"}, {"data": "cubic", "hidden": "9"}, {"data": "digits"}):
+        network = built(**options, guide="mcbn").bnn.network
+        assert any(isinstance(module, torch.nn.BatchNorm1d) for module in network.modules())
+
+
+def test_adversarial_training(here):
+    assert built(data="cubic", guide="map", adversarial=0.02).training["adversarial"] == 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "likelihood", "network"),
     [
@@ -321,6 +365,14 @@ def test_large_data_get_no_more_steps_than_the_entry_s_own(here, tmp_path):
         (["--noise", "learned", "--guide", "nuts"], r"--noise: NUTS samples the noise or holds it fixed"),
         (["--sampling", "locale"], r"--sampling: there is no 'locale'\. Did you mean 'local'\?"),
         (["--sampling", "local", "--guide", "map"], r"--sampling: guide map draws no pre-activations"),
+        (["--sampling", "local", "--guide", "dropout"], r"--sampling: guide dropout draws no pre-activations"),
+        (["--guide", "dropout:x"], r"--guide: 'x' is no number"),
+        (["--guide", "dropout:1"], r"rate must be in \[0, 1\), not 1"),
+        (["--guide", "mnf:2,10,3"], r"--guide: mnf takes flow_length, hidden; given: 2,10,3"),
+        (["--guide", "laplace:2"], r"--guide: laplace takes no numbers; given: 2"),
+        (["--entry", "mean-field/uci-mlp", "--guide", "mcbn"], r"batch norm"),
+        (["--adversarial", "2"], r"--adversarial: must be a fraction above 0 and at most 1; given: 2"),
+        (["--guide", "nuts", "--adversarial", "0.1"], r"--adversarial: means nothing with --guide nuts"),
         (["--hidden", "50,x"], r"--hidden: 'x' is no number"),
         (["--hidden", "0"], r"--hidden: must be a number above 0; given: 0"),
         (["--hidden", "2.5"], r"--hidden: layer sizes are whole numbers, such as 50,50; given: 2\.5"),

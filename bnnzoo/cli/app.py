@@ -105,11 +105,15 @@ def fit(
     ] = None,
     guide: Annotated[
         str | None,
-        typer.Option(help=f"The approximate posterior: {', '.join(options.GUIDES)}, or nuts.", rich_help_panel=MODEL),
+        typer.Option(
+            help=f"The approximate posterior: {', '.join(options.GUIDES)}, or nuts; some take numbers, as "
+            "dropout:0.1, see [bold]bnnzoo list guides[/bold].",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     sampling: Annotated[
         str | None,
-        typer.Option(help="How mean-field draws: local, dense or flipout.", rich_help_panel=MODEL),
+        typer.Option(help="How mean-field and mnf draw: local, dense or flipout.", rich_help_panel=MODEL),
     ] = None,
     objective: Annotated[
         str | None,
@@ -145,6 +149,13 @@ def fit(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", rich_help_panel=TRAINING)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step.", rich_help_panel=TRAINING)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.", rich_help_panel=TRAINING)] = None,
+    adversarial: Annotated[
+        float | None,
+        typer.Option(
+            help="Train on adversarial examples too, at this fraction of the inputs' range.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Adaptation steps of NUTS.", rich_help_panel=TRAINING)
     ] = None,

@@ -29,11 +29,14 @@ class Choice:
         make: Builds it, from the numbers after the colon and from what it is built of (a guide from the model).
         help: One line for `bnnzoo list`.
         task: The task of a likelihood; None for everything else.
+        takes: Arguments of `make` that the numbers after the colon are, and their types; default: all of `make`'s that
+            are numbers and have a default.
     """
 
     make: Callable[..., Any]
     help: str
     task: str | None = None
+    takes: Mapping[str, type] | None = None
 
 
 def _normal(scale: float = 1.0) -> priors.Prior:
@@ -79,8 +82,32 @@ LIKELIHOODS: dict[str, Choice] = {
     "poisson": Choice(entry.poisson, "counts 0, 1, 2, ...", "counts"),
 }
 
+_FLOW = {"flow_length": int, "hidden": int}
+_RATE = {"rate": float}
+
 GUIDES: dict[str, Choice] = {
-    "mean-field": Choice(guides.MeanField, "independent Gaussians, one a weight"),
+    "mean-field": Choice(
+        guides.MeanField, "independent Gaussians, one a weight; mean-field:INITIAL_SCALE", takes={"init_scale": float}
+    ),
+    "low-rank": Choice(guides.LowRank, "a Gaussian of low rank plus diagonal; low-rank:RANK", takes={"rank": int}),
+    "mnf": Choice(
+        guides.MNF, "multiplicative normalizing flows, masked as in the paper; mnf:STEPS,HIDDEN", takes=_FLOW
+    ),
+    "mnf-realnvp": Choice(partial(guides.MNF, flow="realnvp"), "the same with RealNVP's flow", takes=_FLOW),
+    "mnf-iaf": Choice(partial(guides.MNF, flow="iaf"), "the same with an inverse autoregressive flow", takes=_FLOW),
+    "dropout": Choice(guides.Dropout, "Bernoulli noise on units; dropout:RATE, default 0.5", takes=_RATE),
+    "dropout-gaussian": Choice(partial(guides.Dropout, noise="gaussian"), "Gaussian noise on units", takes=_RATE),
+    "dropout-learned": Choice(
+        partial(guides.Dropout, learn_rate=True), "Bernoulli noise on units at rates that are learned", takes=_RATE
+    ),
+    "mcbn": Choice(
+        guides.BatchNorm, "statistics of random batches; mcbn:BATCHES, default 200", takes={"num_statistics": int}
+    ),
+    "mcbn-gaussian": Choice(partial(guides.BatchNorm, statistics="gaussian"), "their Gaussian form", takes={}),
+    "laplace": Choice(guides.Laplace, "a Gaussian around the mode, its curvature's diagonal", takes={}),
+    "laplace-last-layer": Choice(
+        partial(guides.Laplace, structure="last_layer"), "the same, the last layer's whole curvature", takes={}
+    ),
     "map": Choice(guides.Map, "one point, the mode of the posterior; with --chains 10 a deep ensemble"),
 }
 
@@ -168,7 +195,7 @@ def numbers(option: str, text: str) -> list[float]:
     return values
 
 
-def parse(option: str, text: str, table: Mapping[str, Choice]) -> Callable[..., Any]:
+def parse(option: str, text: str, table: Mapping[str, Choice]) -> partial[Any]:
     """Parses `name` or `name:number,number`.
 
     Args:
@@ -185,11 +212,14 @@ def parse(option: str, text: str, table: Mapping[str, Choice]) -> Callable[..., 
     name, colon, rest = text.partition(":")
     choice = table[known(option, name.strip(), table)]
     values = numbers(option, rest) if colon else []
-    taken = {
-        p.name: p.annotation in (int, "int")
-        for p in inspect.signature(choice.make).parameters.values()
-        if p.annotation in (float, int, "float", "int") and p.default is not p.empty
-    }
+    if choice.takes is not None:
+        taken = {parameter: kind is int for parameter, kind in choice.takes.items()}
+    else:
+        taken = {
+            p.name: p.annotation in (int, "int")
+            for p in inspect.signature(choice.make).parameters.values()
+            if p.annotation in (float, int, "float", "int") and p.default is not p.empty
+        }
     if len(values) > len(taken):
         raise bad(option, f"{name} takes {', '.join(taken) or 'no numbers'}; given: {rest}")
     bound: dict[str, float] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import os
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from bnnzoo import data, priors
+from bnnzoo import data, guides, priors
 from bnnzoo._vectorize import seeded
 from bnnzoo.cli import options as parsing
 from bnnzoo.cli.options import bad, checking, known, known_data
@@ -21,6 +20,8 @@ from bnnzoo.models import catalogue
 from bnnzoo.models.catalogue import NOISE
 from bnnzoo.models.entry import Built, Entry, gaussian, mlp
 from bnnzoo.weights import SAMPLINGS
+
+_NORMALIZED = "mcbn"  # the family whose networks need batch normalization
 
 MINIMUM_EPOCHS = 10
 """Without `--epochs`, other data than an entry's own get as many steps as these, and so many epochs at least."""
@@ -46,6 +47,7 @@ class FitOptions:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    adversarial: float | None = None
     warmup: int | None = None
     samples: int | None = None
     seed: int = 0
@@ -158,9 +160,9 @@ def _check_names(options: FitOptions) -> None:
     if options.entry is not None:
         known("--entry", options.entry, catalogue)
     if options.guide is not None:
-        known("--guide", options.guide, {**parsing.GUIDES, parsing.NUTS: None})
+        known("--guide", _family(options.guide), {**parsing.GUIDES, parsing.NUTS: None})
     if options.guide == parsing.NUTS:
-        for name in ("sampling", "objective", "epochs", "batch_size", "lr"):
+        for name in ("sampling", "objective", "epochs", "batch_size", "lr", "adversarial"):
             if getattr(options, name) is not None:
                 raise bad(f"--{name.replace('_', '-')}", "means nothing with --guide nuts, which does not optimize")
 
@@ -173,7 +175,8 @@ def _changes(options: FitOptions) -> dict[str, Any]:
     if options.objective is not None:
         changes["objective"] = parsing.parse("--objective", options.objective, parsing.OBJECTIVES)
     if options.hidden is not None:
-        changes["network"] = mlp(*parsing.parse_hidden(options.hidden))
+        normalized = (options.guide or options.entry or "").startswith(_NORMALIZED)
+        changes["network"] = mlp(*parsing.parse_hidden(options.hidden), batch_norm=normalized)
     if options.likelihood is not None:
         changes["likelihood"] = parsing.parse("--likelihood", options.likelihood, parsing.LIKELIHOODS)()
     if options.noise is not None:
@@ -186,6 +189,8 @@ def _changes(options: FitOptions) -> dict[str, Any]:
 def _source(options: FitOptions) -> Source:
     if options.lr is not None:
         parsing.positive("--lr", options.lr)
+    if options.adversarial is not None and not 0 < options.adversarial <= 1:
+        raise bad("--adversarial", f"must be a fraction above 0 and at most 1; given: {options.adversarial:g}")
     test_size = None if options.test_size is None else parsing.parse_test_size(options.test_size)
     name = options.data
     if name is None and options.csv is None:
@@ -204,15 +209,24 @@ def _entry(options: FitOptions, dataset: Dataset) -> tuple[str, Entry]:
     """The guide's name, and the entry to start from: the one asked for, or the closest to the data and the guide."""
     if options.entry is not None:
         entry = catalogue[options.entry]
-        return options.guide or entry.name.partition("/")[0], entry
-    guide = options.guide or "mean-field"
+        return _family(options.guide or entry.name.partition("/")[0]), entry
+    guide = _family(options.guide or "mean-field")
     kinds = [_kind(dataset)] if options.csv else [dataset.name, _kind(dataset)]
-    names = [f"{family}/{kind}" for kind in kinds for family in (guide, "mean-field")]
+    # The recipes of a variant (`mnf-iaf`) are those of its family (`mnf`).
+    families = [guide, guide.partition("-")[0]]
+    if families[1] != _NORMALIZED:
+        families.append("mean-field")
+    names = [f"{family}/{kind}" for kind in kinds for family in families]
     entry = catalogue[next(name for name in names if name in catalogue)]
     if dataset.task == "counts" and options.likelihood is None:
         # Under a standard normal prior on every weight the log rate has a standard deviation of tens.
         entry = replace(entry, likelihood=parsing.LIKELIHOODS["poisson"].make(), prior=priors.FanIn)
     return guide, entry
+
+
+def _family(guide: str) -> str:
+    """The name of a guide, without the numbers behind its colon."""
+    return guide.partition(":")[0].strip()
 
 
 def _kind(dataset: Dataset) -> str:
@@ -227,17 +241,20 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
     changes: dict[str, Any] = {}
     make = entry.guide
     if options.guide is not None:
-        chosen = None if guide == parsing.NUTS else parsing.GUIDES[guide].make
-        if getattr(make, "func", make) is not chosen:
-            changes["guide"] = make = chosen
+        if guide == parsing.NUTS:
+            changes["guide"] = make = None
+        else:
+            chosen = parsing.parse("--guide", options.guide, parsing.GUIDES)
+            own = make.keywords if isinstance(make, partial) and make.func is chosen.func else {}
+            changes["guide"] = make = partial(chosen.func, **{**own, **chosen.keywords})
         if (make is None) != (entry.guide is None):
             changes["training"] = catalogue["nuts/uci-mlp" if make is None else "mean-field/uci-mlp"].training
     if options.hidden is not None and isinstance(make, partial) and isinstance(make.keywords.get("sampling"), dict):
         changes["guide"] = make = partial(make, sampling="local")  # the rule names layers that an MLP does not have
     if options.sampling is not None:
         known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
-        if make is None or "sampling" not in inspect.signature(make).parameters:
-            raise bad("--sampling", f"guide {guide} draws no pre-activations: it belongs to --guide mean-field")
+        if getattr(make, "func", make) not in (guides.MeanField, guides.MNF):
+            raise bad("--sampling", f"guide {guide} draws no pre-activations: it belongs to mean-field and mnf")
         changes["guide"] = partial(cast(Any, make), sampling=options.sampling)
     if make is None and _learns_noise(entry, train):
         if options.noise is not None:
@@ -255,7 +272,7 @@ def _training(options: FitOptions, entry: Entry, train: Dataset) -> dict[str, An
     if options.chains is not None:
         training["chains"] = options.chains
     if entry.guide is None:
-        for name in ("epochs", "batch_size", "lr"):
+        for name in ("epochs", "batch_size", "lr", "adversarial"):
             if getattr(options, name) is not None:
                 raise bad(f"--{name.replace('_', '-')}", f"means nothing with entry {entry.name}, sampled by NUTS")
         if options.warmup is not None:
@@ -278,6 +295,8 @@ def _training(options: FitOptions, entry: Entry, train: Dataset) -> dict[str, An
         training["epochs"] = max(MINIMUM_EPOCHS, steps // math.ceil(rows / training["batch_size"]))
     if options.lr is not None:
         training["lr"] = options.lr
+    if options.adversarial is not None:
+        training["adversarial"] = options.adversarial
     return training
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
+import torch
 from pyro.distributions import LogNormal
 from torch import nn
 
@@ -20,6 +21,7 @@ from bnnzoo.models.entry import (
     mean_field,
     mlp,
     normal,
+    resnet,
 )
 
 _BLUNDELL = "Blundell et al. 2015, Weight uncertainty in neural networks"
@@ -29,6 +31,11 @@ _NEAL = "Neal 1996, Bayesian learning for neural networks"
 
 NOISE = LogNormal(-1.0, 1.0)
 """Prior of a noise scale in standard deviations of the target: median 0.37, 95% between 0.05 and 2.6."""
+
+_DROPOUT = "Gal and Ghahramani 2016, Dropout as a Bayesian approximation"
+_CONCRETE = "Gal, Hron and Kendall 2017, Concrete dropout"
+_MCBN = "Teye, Azizpour and Smith 2018, Bayesian uncertainty estimation for batch normalized deep networks"
+_FFLU = "Molchanov, Ashukha and Vetrov 2017, Variational dropout sparsifies deep neural networks"
 
 _NUTS = {"num_samples": 500, "warmup_steps": 500, "chains": 2}
 
@@ -89,6 +96,24 @@ _lenet = Entry(
     training={"epochs": 10, "batch_size": 100, "lr": 2e-3},
 )
 
+
+def _log_uniform(entry: Entry, name: str, description: str) -> Entry:
+    # A weight without signal costs nothing there: the KL divergence comes in late, or all are cut at the start.
+    own = replace(entry, name=name, description=description, reference=_FFLU)
+    return replace(own, prior=priors.LogUniform, objective=elbo(annealing=0.5))
+
+
+_mcbn = replace(
+    _uci,
+    name="mcbn/uci-mlp",
+    description="Monte Carlo batch normalization; two hidden layers of 50",
+    reference=_MCBN,
+    network=mlp(50, 50, batch_norm=True),
+    guide=guides.BatchNorm,
+    objective=elbo(),
+    training={"epochs": 500, "batch_size": 32, "lr": 1e-3},
+)
+
 ENTRIES = (
     replace(
         _uci,
@@ -127,16 +152,112 @@ ENTRIES = (
         guide=mean_field(init_scale=0.02),
     ),
     _lenet,
+    replace(_uci, name="mnf/uci-mlp", description="two hidden layers of 50", reference=_MNF, guide=guides.MNF),
+    replace(_cubic, name="mnf/cubic", guide=guides.MNF),
+    replace(_digits, name="mnf/digits", reference=_MNF, guide=guides.MNF),
+    replace(
+        _lenet,
+        name="mnf/lenet-mnist",
+        description="LeNet-5 on MNIST: MNFG of the paper",
+        guide=partial(guides.MNF, max_scale=0.5, sampling={nn.Conv2d: "dense", "*": "local"}),
+    ),
+    replace(
+        _lenet,
+        name="mnf/lenet-cifar10",
+        description="LeNet with 192 filters and 1000 units on CIFAR-10; the paper takes the first five classes",
+        data="cifar10",
+        network=lenet((192, 192), 1000),
+        guide=partial(guides.MNF, max_scale=0.4, sampling={nn.Conv2d: "dense", "*": "local"}),
+    ),
+    replace(
+        _uci,
+        name="dropout/uci-mlp",
+        description="Bernoulli noise on units; two hidden layers of 50",
+        reference=_DROPOUT,
+        guide=partial(guides.Dropout, rate=0.05),
+        objective=elbo(),
+        training={"epochs": 1000, "batch_size": 32, "lr": 1e-3},
+    ),
+    replace(_cubic, name="dropout/cubic", guide=partial(guides.Dropout, rate=0.5), objective=elbo()),
+    replace(
+        _cubic,
+        name="dropout-learned/cubic",
+        description="the toy y = x³ with known noise, rates learned",
+        reference=_CONCRETE,
+        guide=partial(guides.Dropout, learn_rate=True),
+        objective=elbo(),
+    ),
+    replace(_digits, name="dropout/digits", reference=_DROPOUT, guide=guides.Dropout, objective=elbo()),
+    replace(
+        _lenet,
+        name="dropout/lenet-mnist",
+        description="LeNet-5 with dropout of 0.5 on MNIST",
+        guide=guides.Dropout,
+        objective=elbo(),
+    ),
+    _mcbn,
+    replace(
+        _digits,
+        name="mcbn/digits",
+        description="Monte Carlo batch normalization; one hidden layer of 50",
+        reference=_MCBN,
+        network=mlp(50, batch_norm=True),
+        guide=guides.BatchNorm,
+        objective=elbo(),
+    ),
+    replace(
+        _lenet,
+        name="mcbn/lenet-mnist",
+        description="LeNet-5 with batch normalization on MNIST",
+        reference=_MCBN,
+        network=lenet(batch_norm=True),
+        guide=guides.BatchNorm,
+        objective=elbo(),
+    ),
+    replace(
+        _lenet,
+        name="mcbn/resnet32-cifar10",
+        description="ResNet-32 on CIFAR-10: hours without a GPU",
+        reference=_MCBN,
+        data="cifar10",
+        network=resnet(32),
+        prior=normal(0.316),  # 1 / sqrt(N λ), the paper's weight decay λ of 2e-4 a datum
+        guide=guides.BatchNorm,
+        objective=elbo(),
+        training={
+            "epochs": 200,
+            "batch_size": 32,
+            "lr": 2e-6,  # the paper's 0.1 on the mean loss of 50,000 data; ours is their sum
+            "optimizer": partial(torch.optim.SGD, momentum=0.9),
+        },
+    ),
+    _log_uniform(_cubic, "fflu/cubic", "the toy y = x³ with known noise, under the log-uniform prior"),
+    _log_uniform(_digits, "fflu/digits", "8x8 digits; prunes itself"),
+    _log_uniform(_lenet, "fflu/lenet-mnist", "LeNet-5 on MNIST: FFLU of the MNF paper"),
+    replace(
+        _uci,
+        name="low-rank/uci-mlp",
+        description="a Gaussian of rank 10",
+        reference="Ong, Nott and Smith 2018, Gaussian variational approximation with a factor covariance structure",
+        guide=partial(guides.LowRank, rank=10),
+    ),
+    replace(
+        _uci,
+        name="laplace/uci-mlp",
+        description="a Gaussian around the mode",
+        reference="MacKay 1992, A practical Bayesian framework for backpropagation networks",
+        guide=guides.Laplace,
+    ),
     replace(_uci, name="map/uci-mlp", description="one point: weight decay", reference=_NEAL, guide=guides.Map),
     replace(_lenet, name="map/lenet-mnist", description="LeNet-5 with weight decay: L2 of the paper", guide=guides.Map),
     replace(
         _uci,
         name="ensemble/uci-mlp",
-        description="deep ensemble: ten networks that predict their noise",
+        description="deep ensemble: ten networks that predict their noise, trained adversarially",
         reference=_ENSEMBLE,
         likelihood=heteroscedastic(),
         guide=guides.Map,
-        training={**_uci.training, "chains": 10},
+        training={**_uci.training, "chains": 10, "adversarial": 0.01},
     ),
     replace(
         _digits,

@@ -40,7 +40,12 @@ def run(entry: models.Entry, split: Split) -> bnnzoo.Posterior:
     return bnnzoo.fit(bnn, guide, split.train, objective=objective, seed=0, progress=False, **settings)
 
 
-@pytest.mark.parametrize("name", models.catalogue)
+_LARGE = {"mcbn/resnet32-cifar10"}  # a minute
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in _LARGE)) for name in models.catalogue]
+)
 def test_every_entry_builds_trains_predicts_and_saves(name, tmp_path):
     entry = models.catalogue[name]
     assert entry.name == name
