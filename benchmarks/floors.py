@@ -124,6 +124,131 @@ def tensor_step(network: nn.Sequential, x: Tensor, y: Tensor, lr: float = LR, in
     return step
 
 
+def mnf_step(
+    network: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    local_conv: bool = False,
+    lr: float = LR,
+    start: Sequence[Tensor] | None = None,
+    length: int = 2,
+) -> Step:
+    """The floor of multiplicative normalizing flows: masked flows, one z a row on linear layers, one a batch else.
+
+    Args:
+        network: Gives the architecture and the first locs.
+        x: Inputs of the minibatch.
+        y: Its targets [N].
+        local_conv: Local reparameterization on convolutions too; otherwise they get one dense draw a batch.
+        lr: Adam's.
+        start: First values of locs, log variances, locs and log scales of z, r's vectors [5, D] and the flows' weights
+            and biases, in the order of `guides.MNF`; by default fresh ones, with the paper's 50 and 100 hidden units.
+        length: Steps of each flow.
+
+    Returns:
+        A function that does one step and returns the loss.
+    """
+    shapes = [p.shape for p in network.parameters()]
+    sizes = [shape.numel() for shape in shapes]
+    layers = [layer for layer in network if isinstance(layer, nn.Linear | nn.Conv2d)]
+    dims = [layer.in_features if isinstance(layer, nn.Linear) else layer.out_channels for layer in layers]
+    values = _mnf_start(network, dims, length) if start is None else [value.clone() for value in start]
+    parameters = [value.requires_grad_() for value in values]
+    loc, log_variance, z_loc, z_log_scale, r, *rest = parameters
+    each = [rest[i : i + 4] for i in range(0, len(rest), 4)]
+    flows = [each[i : i + length] for i in range(0, len(each), length)]
+    q_flows, r_flows = flows[: len(dims)], flows[len(dims) :]
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        variance = log_variance.exp()
+        locs = iter([v.view(s) for v, s in zip(loc.split(sizes), shapes, strict=True)])
+        variances = iter([v.view(s) for v, s in zip(variance.split(sizes), shapes, strict=True)])
+        mixing = iter(
+            zip(z_loc.split(dims), z_log_scale.split(dims), r.split(dims, 1), dims, q_flows, r_flows, strict=True)
+        )
+        h = x
+        squares = variance.sum()
+        auxiliary = x.new_zeros(())
+        for layer in network:
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                h = layer(h)
+                continue
+            (w, b), (v_w, v_b) = (next(locs), next(locs)), (next(variances), next(variances))
+            m, s, own_r, dim, q_flow, r_flow = next(mixing)
+            a1, a2, b1, b2, c = own_r.unbind()
+            linear = isinstance(layer, nn.Linear)
+            noise = torch.randn(x.shape[0], dim) if linear else torch.randn(dim)
+            u, log_det = _masked_flow(torch.addcmul(m, s.exp(), noise), q_flow)
+            z = u + 1
+            if linear:
+                mean = F.linear(h * z, w, b)
+                h = torch.addcmul(mean, F.linear(h * h, v_w, v_b).sqrt(), torch.randn_like(mean))
+                t = F.linear(z * c, w)
+                t = torch.addcmul(t, (v_w @ c.square()).sqrt(), torch.randn_like(t))
+                squares = squares + z.square().mean(0) @ w.square().sum(0)
+            else:
+                zw = z.view(-1, 1, 1, 1) * w
+                if local_conv:
+                    h = sample_layer(layer, h, (zw, b), (v_w, v_b), local=True)
+                    t = c @ zw.flatten(1)
+                    t = torch.addcmul(t, (c.square() @ v_w.flatten(1)).sqrt(), torch.randn_like(t))
+                else:
+                    weight, bias = (torch.addcmul(p, v.sqrt(), torch.randn_like(p)) for p, v in ((zw, v_w), (b, v_b)))
+                    h = apply_layer(layer, h, weight, bias)
+                    t = c @ weight.flatten(1)
+                squares = squares + z.square() @ w.flatten(1).square().sum(1)
+            squares = squares + b.square().sum()
+            t = t.tanh().mean(-1, keepdim=True)
+            end, r_log_det = _masked_flow(u, r_flow)
+            logit = torch.addcmul(a2, b2, t)
+            precision = 1 + (-logit).exp()
+            deviation = (end - torch.addcmul(a1, b1, t)) * precision
+            log_r = (precision.log() - 0.5 * deviation.square()).sum(-1) + r_log_det
+            log_q = -0.5 * noise.square().sum(-1) - s.sum() - log_det  # both without the normal constant
+            auxiliary = auxiliary + (log_q - log_r).mean()
+        kl = (squares - log_variance.sum() - loc.numel()) / 2
+        loss = negative_log_likelihood(h, y) + kl + auxiliary
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def _mnf_start(network: nn.Module, dims: list[int], length: int) -> list[Tensor]:
+    """Fresh values of an MNF posterior's parameters, in order."""
+    loc = nn.utils.parameters_to_vector(network.parameters()).detach()
+    total = sum(dims)
+    offset = math.log(0.1)
+    r = torch.cat(
+        [torch.zeros(1, total), torch.full((1, total), offset), 0.1 * torch.randn(2, total), torch.randn(1, total)]
+    )
+    values = [loc, torch.full_like(loc, -9.0), torch.zeros(total), torch.full((total,), offset), r]
+    for hidden in (50, 100):
+        for dim in dims:
+            for _ in range(length):
+                inner, outer = nn.Linear(dim, hidden), nn.Linear(hidden, 2 * dim)
+                bias = torch.cat([torch.zeros(dim), torch.full((dim,), 2.0)])
+                values += [inner.weight.detach(), inner.bias.detach(), 0.01 * outer.weight.detach(), bias]
+    return values
+
+
+def _masked_flow(u: Tensor, steps: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """The MNF paper's eq. 6, and the logarithms of the Jacobian's determinants."""
+    log_det = u.new_zeros(u.shape[:-1])
+    words = torch.randint(2**62, (len(steps), *u.shape[:-1], math.ceil(u.shape[-1] / 62), 1))
+    masks = ((words >> torch.arange(62)) & 1).flatten(-2)[..., : u.shape[-1]].to(u.dtype)
+    for (inner, inner_bias, outer, outer_bias), mask in zip(steps, masks, strict=True):
+        h = F.linear(mask * u, inner, inner_bias).tanh()
+        shift, logit = F.linear(h, outer, outer_bias).chunk(2, -1)
+        gate = torch.addcmul(mask, logit.sigmoid(), 1 - mask)
+        u = torch.lerp(shift, u, gate)
+        log_det = log_det + gate.log().sum(-1)
+    return u, log_det
+
+
 def chains_step(network: nn.Sequential, x: Tensor, y: Tensor, lr: float = LR, init_scale: float = 0.01) -> Step:
     """As `flat_step` for R posteriors of an MLP at once, by batched matrix products.
 

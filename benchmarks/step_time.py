@@ -12,6 +12,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import floors
@@ -44,6 +45,10 @@ PLAIN = "plain PyTorch, fused Adam"
 BNNZOO = "**bnnzoo**"
 FLAT = "hand-written, flat (the floor)"
 FLAT_DENSE = "hand-written, flat, dense convolutions (the floor)"
+MNF = "**bnnzoo, MNF**, dense convolutions"
+FLAT_MNF = "hand-written MNF, dense convolutions (the floor)"
+MEAN_FIELD = partial(guides.MeanField, init_scale=0.01)
+DENSE_CONV: dict[Any, Any] = {nn.Conv2d: "dense", "*": "local"}
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,13 @@ class Setting:
             bnnzoo_contender(BNNZOO, self.network(), x, y, self.batch_size),
         ]
         if convolutional:
-            sampling = {nn.Conv2d: "dense", "*": "local"}
+            dense = partial(MEAN_FIELD, sampling=DENSE_CONV)
+            mnf = partial(guides.MNF, sampling=DENSE_CONV)
             result += [
                 Contender(FLAT_DENSE, floors.flat_step(self.network(), *batch, local_conv=False)),
-                bnnzoo_contender(
-                    f"{BNNZOO}, dense convolutions", self.network(), x, y, self.batch_size, sampling=sampling
-                ),
+                bnnzoo_contender(f"{BNNZOO}, dense convolutions", self.network(), x, y, self.batch_size, guide=dense),
+                Contender(FLAT_MNF, floors.mnf_step(self.network(), *batch)),
+                bnnzoo_contender(MNF, self.network(), x, y, self.batch_size, guide=mnf),
             ]
         result.append(Contender("Pyro: PyroSample, AutoNormal, SVI", *self.peer(peers.pyro_step, batch)))
         if peers.installed("tyxe"):
@@ -122,7 +128,13 @@ class Setting:
 
 
 def bnnzoo_contender(
-    name: str, network: nn.Module, x: Tensor, y: Tensor, batch_size: int, chains: int = 1, sampling: Any = "local"
+    name: str,
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+    chains: int = 1,
+    guide: Callable[[BayesianNetwork], guides.Guide] = MEAN_FIELD,
 ) -> Contender:
     """What `bnnzoo.fit` runs for a step: `Trainer.step`, on minibatches of the data.
 
@@ -133,11 +145,11 @@ def bnnzoo_contender(
         y: Targets, [N].
         batch_size: Rows of each chain's minibatch.
         chains: Number of chains.
-        sampling: As of `guides.MeanField`.
+        guide: Builds the guide.
     """
     likelihood = likelihoods.Gaussian(scale=NOISE) if y.is_floating_point() else likelihoods.Categorical()
     bnn = BayesianNetwork(network, likelihood)
-    pair = Pair(bnn, guides.MeanField(bnn, init_scale=0.01, sampling=sampling))
+    pair = Pair(bnn, guide(bnn))
     state = stack([copy.deepcopy(pair) for _ in range(chains)])
 
     def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -164,8 +176,9 @@ def report(setting: Setting, contenders: list[Contender]) -> tuple[str, list[dic
     plain, flat, own = by_name.get(PLAIN), by_name[FLAT], by_name.get(BNNZOO)
     rows, records = [], []
     for contender in contenders:
-        # A dense convolution is compared with a dense convolution.
-        floor = by_name[FLAT_DENSE] if "dense convolutions" in contender.name else flat
+        # A dense convolution is compared with a dense convolution, and MNF with MNF.
+        own_floor = FLAT_MNF if "MNF" in contender.name else FLAT_DENSE
+        floor = by_name[own_floor] if "dense convolutions" in contender.name else flat
         ratios = {
             "plain": None if plain is None else ratio(contender, plain),
             "floor": ratio(contender, floor),

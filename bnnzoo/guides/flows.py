@@ -23,8 +23,7 @@ class Masked(ConditionalTransformModule):
 
         h = tanh(f(m ⊙ x)),  y = m ⊙ x + (1 - m) ⊙ (x ⊙ σ + (1 - σ) ⊙ μ),  μ = g(h),  σ = S(k(h)),  f, g, k linear
 
-    Elements under the mask pass, and steer the others. `step.condition(mask)` is an ordinary Pyro transform;
-    `step.draw(like)` conditions on a fresh mask of fair coins for each vector.
+    Elements under the mask pass, and steer the others. `step.condition(mask)` is an ordinary Pyro transform.
 
     Args:
         dim: Length D of the vectors.
@@ -43,10 +42,6 @@ class Masked(ConditionalTransformModule):
             context: The mask, [..., D]: 1 where an element passes unchanged, 0 where it is transformed.
         """
         return MaskedGiven(self, context)
-
-    def draw(self, like: Tensor) -> MaskedGiven:
-        """The transform with fresh masks, one for each of the vectors `like` [..., D]."""
-        return self.condition(fair_coins(like))
 
     def reset_parameters(self) -> None:
         """Start near the identity."""
@@ -204,17 +199,15 @@ class Flow(nn.Module):
                 _start_small(*[layer for layer in step.modules() if isinstance(layer, nn.Linear)])
 
     def draw(self, like: Tensor) -> list[Transform]:
-        """The flow as Pyro transforms, for vectors `like` [..., D]; masks are drawn here.
+        """The flow as Pyro transforms, for vectors `like` [..., D]; masks are drawn here, one a vector and step.
 
         Transforms of Pyro are shared between calls: they keep their last input and output until `forward` ends.
         """
-        parts: list[Any] = []
-        for index, step in enumerate(self.steps):
-            if isinstance(step, Masked):
-                parts.append(step.draw(like))
-            else:
-                parts += [Flip(), step] if index else [step]
-        return parts
+        steps: Any = self.steps
+        if self.kind == "masked" and like.shape[-1] > 1:
+            masks = fair_coins(like.expand(len(steps), *like.shape))
+            return [step.condition(mask) for step, mask in zip(steps, masks, strict=True)]
+        return [part for step in steps for part in (Flip(), step)][1:]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map vectors.

@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide, resolve_per_site
 from bnnzoo.guides.flows import FLOWS, Flow
-from bnnzoo.guides.mnf_weights import Factors, MultiplicativeBlock
+from bnnzoo.guides.mnf_weights import Factors, Mixing, MultiplicativeBlock
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.rules import RandomWeight
 from bnnzoo.weights import SAMPLINGS, Sampling
@@ -24,28 +23,6 @@ from bnnzoo.weights import SAMPLINGS, Sampling
 _INIT_SCALE = math.exp(-4.5)
 #: Initial standard deviation of b₁ and b₂.
 _INIT_B = 0.1
-
-
-class PerRow(dist.Independent):
-    """A factorized Gaussian over mixing vectors [D] whose structured draw has one for each row of a batch.
-
-    Args:
-        loc: Means, [D].
-        scale: Standard deviations, [D].
-        rows: Number B of rows.
-    """
-
-    def __init__(self, loc: Tensor, scale: Tensor, rows: int) -> None:
-        super().__init__(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
-        self.rows = rows
-
-    def structured(self) -> Tensor:
-        """One draw for each row, [B, D]."""
-        return self.rsample((self.rows,))
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> dist.Independent:
-        """Independent copies, without a structured draw."""
-        return self.base_dist.expand(torch.Size(batch_shape) + self.event_shape).to_event(1)
 
 
 class MNF(Guide):
@@ -217,13 +194,11 @@ class MNF(Guide):
     def _mix(self, rows: int | None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Draw the mixing vectors: by weight z, z - 1 and the flow's log determinant."""
         mixing = {}
-        locs, scales = self.z_loc.split(self._sizes), self.z_log_scale.exp().split(self._sizes)
-        for (name, factors), flow, loc, scale in zip(self._factors.items(), self.q_flows, locs, scales, strict=True):
-            q0: Distribution
-            if rows is not None and factors.per_row:
-                q0 = PerRow(loc, scale, rows)
-            else:
-                q0 = dist.Normal(loc, scale, validate_args=False).to_event(1)
+        locs, log_scales = self.z_loc.split(self._sizes), self.z_log_scale.split(self._sizes)
+        for (name, factors), flow, loc, log_scale in zip(
+            self._factors.items(), self.q_flows, locs, log_scales, strict=True
+        ):
+            q0 = Mixing(loc, log_scale, rows if factors.per_row else None)
             centered, log_det = flow(pyro.sample(f"{name}.z0", q0, infer={"is_auxiliary": True}))
             z = centered + 1
             # A point has no density of its own: what the flow does to z0's is in the factor.
@@ -251,8 +226,9 @@ def _log_r(factors: Factors, flow: nn.Module, parameters: Tensor, weight: Tensor
     average = projected.tanh().mean(-1, keepdim=True)
     v, log_det = flow(centered)
     logit = torch.addcmul(a2, b2, average)
-    deviation = (v - torch.addcmul(a1, b1, average)) * (1 + (-logit).exp())  # over the scale S(logit)
-    density = -0.5 * deviation.square() - F.logsigmoid(logit)
+    precision = 1 + (-logit).exp()  # one over the scale S(logit)
+    deviation = (v - torch.addcmul(a1, b1, average)) * precision
+    density = precision.log() - 0.5 * deviation.square()
     return density.sum(-1) - 0.5 * math.log(2 * math.pi) * factors.size + log_det
 
 

@@ -1,17 +1,19 @@
-"""The conditional posterior `q(W | z)` of `guides.MNF`: Gaussian weights whose means are multiplied by a vector."""
+"""The distributions of `guides.MNF`: of z0, and Gaussian weights `q(W | z)` whose means a vector multiplies."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence, register_kl
+from torch.distributions import constraints, kl_divergence, register_kl
 
 from bnnzoo._types import Distribution
 from bnnzoo.weights import FlatNormal, Layout, NormalBlock, NormalWeight, Sampling, ScalarNormal
@@ -39,7 +41,55 @@ class Factors:
 
     def columns(self, weight: Tensor) -> Tensor:
         """The weight as a matrix [K, D] whose columns z multiplies."""
+        if weight.dim() == 2:  # of a linear layer: it is that matrix
+            return weight
         return weight.movedim(self.dim, -1).reshape(-1, self.size)
+
+
+class Mixing(TorchDistribution):
+    """The factorized Gaussian of z0, whose structured draw has one vector for each row of a batch.
+
+    The density of its own last draw is computed from the noise that made it, which costs less.
+
+    Args:
+        loc: Means, [D].
+        log_scale: Logarithms of the standard deviations, [D].
+        rows: Number B of rows; None for one vector in structured draws too.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (torch declares it so)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, rows: int | None = None) -> None:
+        self.loc = loc
+        self.log_scale = log_scale
+        self.rows = rows
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(), loc.shape, validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Reparameterized draws, [*sample_shape, D]."""
+        noise = torch.randn((*sample_shape, *self.event_shape), dtype=self.loc.dtype, device=self.loc.device)
+        value = torch.addcmul(self.loc, self.log_scale.exp(), noise)
+        self._drawn = value, noise
+        return value
+
+    def structured(self) -> Tensor:
+        """One draw for each row, [B, D]; or one, [D]."""
+        return self.rsample(() if self.rows is None else (self.rows,))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of vectors [..., D]."""
+        known = self._drawn is not None and self._drawn[0] is value
+        noise = self._drawn[1] if known and self._drawn else (value - self.loc) * (-self.log_scale).exp()
+        constant = 0.5 * math.log(2 * math.pi) * self.loc.numel()
+        return -0.5 * noise.square().sum(-1) - (self.log_scale.sum() + constant)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
+        """Independent copies, as torch's own distribution."""
+        normal = dist.Normal(self.loc, self.log_scale.exp())
+        return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(1)
 
 
 class MultiplicativeWeight(NormalWeight):
@@ -105,6 +155,7 @@ class MultiplicativeWeight(NormalWeight):
         """
         mean = F.linear(self.z * c, self.factors.columns(self.raw))
         variance = self.factors.columns(self.variance) @ c.square()
+        variance = variance.clamp_min(torch.finfo(variance.dtype).tiny)  # c may be 0, where the root has no derivative
         return torch.addcmul(mean, variance.sqrt(), torch.randn_like(mean))
 
     @property

@@ -174,11 +174,12 @@ def test_masks_are_independent_fair_coins():
     assert_mean(pairs, expected, 140**2)
 
 
-def test_masks_are_drawn_in_every_call_and_for_every_row_and_mapped_copy():
+def test_masks_are_drawn_in_every_call_and_for_every_step_row_and_mapped_copy():
     torch.manual_seed(0)
-    step = Masked(40, 3)
-    x = torch.zeros(2, 40)
-    first, second = step.draw(x).mask, step.draw(x).mask
-    mapped = vectorize(lambda v: step.draw(v).mask)(torch.zeros(2, 2, 40))
-    masks = [*first, *second, *mapped[0], *mapped[1]]
-    assert len({tuple(mask.tolist()) for mask in masks}) == 8
+    flow, x = Flow("masked", 40, 2, 3), torch.zeros(2, 40)
+
+    def masks(like: Tensor) -> Tensor:
+        return torch.stack([part.mask for part in flow.draw(like)])
+
+    seen = torch.cat([masks(x), masks(x), *vectorize(masks)(torch.zeros(2, 2, 40))]).flatten(0, -2)
+    assert len({tuple(mask.tolist()) for mask in seen}) == len(seen) == 16

@@ -20,7 +20,7 @@ from bnnzoo import BayesianNetwork, fit, likelihoods, load, priors
 from bnnzoo._vectorize import pyro_settings, vectorize
 from bnnzoo.guides import MNF
 from bnnzoo.guides.flows import FLOWS
-from bnnzoo.guides.mnf_weights import Factors, MultiplicativeWeight
+from bnnzoo.guides.mnf_weights import Factors, Mixing, MultiplicativeWeight
 from bnnzoo.objectives import ELBO, Sites
 from bnnzoo.rules import RandomWeight
 
@@ -452,3 +452,18 @@ def test_tied_weights_are_dense():
     guide = MNF(bnn)
     assert not guide._factors["a.weight"].per_row
     fit(bnn, guide, (torch.randn(6, 2), torch.arange(6) % 2), epochs=1)
+
+
+def test_the_density_of_z0_is_the_same_for_draws_and_for_other_vectors():
+    torch.manual_seed(0)
+    loc, log_scale = torch.randn(3), torch.randn(3)
+    exact = dist.Normal(loc, log_scale.exp()).to_event(1)
+    q = Mixing(loc, log_scale, rows=5)
+    for value in (q(), q.structured(), q.rsample((4, 2)), torch.randn(6, 3)):
+        torch.testing.assert_close(q.log_prob(value), exact.log_prob(value))
+    assert q.structured().shape == (5, 3)
+    assert Mixing(loc, log_scale).structured().shape == (3,)
+    assert q.expand((7,)).sample().shape == (7, 3)
+    drawn = q.rsample((4000,)).double()
+    assert_mean(drawn, loc.double(), COMPARISONS)
+    assert_covariance(drawn, loc.double(), (2 * log_scale).exp().double().diag(), COMPARISONS)
