@@ -8,7 +8,7 @@ Example:
     >>> from bnnzoo import guides, testing
     >>> testing.check_guide(guides.Map, ["sites", "draws", "copy"], bound=False)
 
-    With pytest, one test a guide and property:
+With pytest, one test a guide and property:
 
     CASES = {"mine": testing.GuideCase(MyGuide), "mine, wide": testing.GuideCase(lambda bnn: MyGuide(bnn, scale=1.0))}
 

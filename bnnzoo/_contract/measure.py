@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from bnnzoo.chains import State, stack
 from bnnzoo.guides import Guide
 from bnnzoo.objectives import Sites
 
-#: Standard errors that two estimates of one number may be apart: 2e-9 of all comparisons of normal estimates exceed it.
+#: Standard errors that an estimate may be off: 2e-9 of normal ones are further.
 WITHIN = 6.0
 
 #: A loss as objectives have it: `loss(model, guide, x, y, size=N)`.
@@ -64,16 +65,23 @@ def require_equal_means(first: Tensor, second: Tensor, what: str) -> None:
     first, second = first.detach().double(), second.detach().double()
     a, b = first.mean(0), second.mean(0)
     error = (first.var(0) / len(first) + second.var(0) / len(second)).sqrt()
+    within = _quantile(min(len(first), len(second)) - 1)
     # Rounding is no deviation, where hardly anything is random.
-    allowed = WITHIN * error + 1e-5 * torch.maximum(a.abs(), b.abs()) + 1e-7
+    allowed = within * error + 1e-5 * torch.maximum(a.abs(), b.abs()) + 1e-7
     excess = ((a - b).abs() / allowed).reshape(-1)
     worst = int(torch.where(excess.isfinite(), excess, torch.inf).argmax())
     if not bool(excess[worst] <= 1):
         one, other, standard = (value.reshape(-1)[worst].item() for value in (a, b, error))
         raise AssertionError(
             f"{what}: means {one:.5g} and {other:.5g}, {abs(one - other) / (standard + 1e-300):.3g} standard errors "
-            f"apart (allowed: {WITHIN:g}), at element {worst}"
+            f"apart (allowed: {within:.3g}), at element {worst}"
         )
+
+
+def _quantile(freedom: int) -> float:
+    """How many estimated standard errors are as improbable as `WITHIN` true ones: Student's t, by Wallace (1959)."""
+    z = WITHIN * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(z * z / freedom))
 
 
 def require_equal_moments(first: Tensor, second: Tensor, what: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import tempfile
 import unittest
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +109,7 @@ def _check_steps(pair: Pair, x: Tensor, y: Tensor) -> None:
 @each_problem
 def check_seeds(case: GuideCase, problem: Problem) -> None:
     """One seed fixes a fit, its draws and predictions, another one changes them; global generators stay as they are."""
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
     first, second, other = case.posterior(problem), case.fit(problem), case.fit(problem, seed=2)
     with naming("two fits of one seed"):
         _check_same(first, second, problem.x)
@@ -118,8 +120,10 @@ def check_seeds(case: GuideCase, problem: Problem) -> None:
         drawn, others = (first.sample(3, seed=seed) for seed in (0, 1))
         same = [name for name, value in drawn.items() if torch.equal(value, others[name])]
         require(not same, f"draws of {same} are the same for another seed")
-    untouched = torch.equal(before, torch.get_rng_state())
-    require(untouched, "building, fitting or drawing changed torch's global generator")
+    require(torch.equal(before[0], torch.get_rng_state()), "fitting or drawing changed torch's global generator")
+    require(before[1] == random.getstate(), "fitting or drawing changed Python's global generator")
+    untouched = before[2] == str(np.random.get_state())  # noqa: NPY002
+    require(untouched, "fitting or drawing changed NumPy's global generator")
 
 
 @each_problem
@@ -176,7 +180,7 @@ def check_device(case: GuideCase, problem: Problem) -> None:
 def check_memory(case: GuideCase, problem: Problem) -> None:
     """`predict` keeps within `max_memory`, and its result does not depend on the blocks that this makes."""
     posterior = case.posterior(problem)
-    x = problem.x.repeat(10, *[1] * (problem.x.dim() - 1))
+    x = problem.x.repeat(30, *[1] * (problem.x.dim() - 1))
     with PeakMemory() as free:
         whole = posterior.predict(x, 8, seed=2)
     # At least twice the result is asked for: twice that leaves some room for the work, and more is given until it does.

@@ -63,10 +63,11 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def regression(features: int) -> tuple[Tensor, Tensor]:
-    """Twelve rows of a regression."""
+def regression(features: int, targets: int | None = None) -> tuple[Tensor, Tensor]:
+    """Twelve rows of a regression: inputs [12, features], targets [12] or [12, targets]."""
     x = _normal(12, features)
-    return x, x.sum(1) + 0.3 * _normal(12, seed=1)
+    y = x.sum(1) + 0.3 * _normal(12, seed=1)
+    return x, y if targets is None else torch.stack([y * (-1) ** target for target in range(targets)], 1)
 
 
 def _images() -> tuple[Tensor, Tensor]:
@@ -83,13 +84,13 @@ CONVOLUTION = Problem(
     (_normal(4, 1, 5, 5, seed=2), torch.arange(36).view(4, 3, 3) % 3),
 )
 
-#: A perceptron with unknown noise, a convolutional classifier, and a network of one input with a deterministic bias.
+#: A perceptron with two targets of unknown noise, a convolutional classifier, and one input under priors of every kind.
 PROBLEMS = (
     Problem(
         "dense",
-        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)),
-        likelihoods.Gaussian(_NOISE),
-        regression(3),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        likelihoods.Gaussian(_NOISE, num_outputs=2),
+        regression(3, targets=2),
     ),
     Problem(
         "convolutional",
@@ -99,11 +100,16 @@ PROBLEMS = (
         independent=False,
     ),
     Problem(
-        "one input",
+        "one input, mixed priors",
         lambda: nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)),
         likelihoods.Gaussian(0.5),
         regression(1),
-        prior={"2.bias": None, "*": dist.Normal(0.0, 1.0)},
+        prior={
+            "0.weight": dist.Normal(0.0, 1.0),
+            "0.bias": dist.MultivariateNormal(torch.zeros(4), 0.5 * torch.eye(4) + 0.5),
+            "2.weight": dist.Laplace(0.0, 1.0),
+            "2.bias": None,
+        },
     ),
 )
 

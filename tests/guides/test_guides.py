@@ -1,4 +1,4 @@
-"""What all guides have in common: sites, starting points, flat parameters, their model."""
+"""What guides have in common beyond the contract (`test_contract`): starting points, flat parameters, their model."""
 
 import copy
 import math
@@ -33,21 +33,6 @@ def mixed(outputs: int = 1) -> BayesianNetwork:
 
 def values(guide: Guide) -> dict[str, torch.Tensor]:
     return dict(zip(guide.layout.names, guide.layout.split(guide.loc.detach()), strict=True))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_a_guide_has_the_sites_of_its_model(kind, outputs):
-    bnn = mixed(outputs)
-    guide = kind(bnn)
-    trace = poutine.trace(guide).get_trace(torch.zeros(4, 2))
-    assert set(trace.stochastic_nodes) == set(bnn.sites) == {"0.weight", "0.bias", "2.weight", "noise"}
-    drawn = trace.nodes["_RETURN"]["value"]
-    for name, prior in bnn.sites.items():
-        q = trace.nodes[name]["fn"]
-        assert drawn[name].shape == q.shape() == prior.shape()
-        assert q.batch_shape == prior.batch_shape == ()
-        assert prior.support.check(drawn[name]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,13 +100,6 @@ def test_the_model_is_no_part_of_the_guide(kind):
     with torch.no_grad():
         other.loc.zero_()
     assert guide.loc.abs().sum() > 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_double_precision(kind):
-    bnn = mixed().double()
-    for guide in (kind(bnn), kind(mixed()).double()):
-        assert {value.dtype for value in guide().values()} == {torch.float64}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, lambda bnn: Empirical(bnn, {})])
