@@ -16,7 +16,8 @@ from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
 from bnnzoo.priors import LogUniform
-from bnnzoo.training import _at_least, checksum, training_tensors
+from bnnzoo.training import _at_least
+from bnnzoo.training_data import checksum, training_tensors
 
 
 def sample(

@@ -6,7 +6,6 @@ import copy
 import inspect
 import math
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,14 +21,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded
+from bnnzoo._vectorize import Pair, pyro_settings, seeded
 from bnnzoo.chains import Keeper, State, Trainer, chain_seed, collect, initial_state
 from bnnzoo.checkpoint import Checkpoint
-from bnnzoo.data import Dataset, Standardization, as_dataset
+from bnnzoo.data import as_dataset
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import ELBO
 from bnnzoo.posterior import Posterior
+from bnnzoo.training_data import checksum, input_range, training_tensors, validation_split
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -169,7 +169,7 @@ def _fit(
         raise TypeError(f"{type(run.objective).__name__} has no differentiable_loss to train by: use bnnzoo.objectives")
     if run.checkpoint is not None and not run.checkpoint.parent.is_dir():
         raise FileNotFoundError(f"cannot keep a checkpoint in {run.checkpoint}: there is no such folder")
-    dataset, held_out = _validation_split(as_dataset(data), validation, run.patience, run.seed)
+    dataset, held_out = validation_split(as_dataset(data), validation, run.patience, run.seed)
     standardization = dataset.standardization if start is None else start.standardization
     x, y = training_tensors(pair.model, dataset, standardization)
     size = len(x)
@@ -184,59 +184,6 @@ def _fit(
     posterior.standardization = standardization
     posterior.info["data"] = dataset.name
     return posterior
-
-
-def _validation_split(
-    dataset: Dataset, validation: Any, patience: int | None, seed: int
-) -> tuple[Dataset, Dataset | None]:
-    if validation is None:
-        if patience is not None:
-            raise ValueError("patience needs validation data: pass validation=0.1, say")
-        return dataset, None
-    if not isinstance(validation, float):
-        return dataset, as_dataset(validation)
-    if not 0 < validation < 1:
-        raise ValueError(f"validation as a fraction must be in (0, 1), not {validation}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(chain_seed(seed, 0)))
-    count = max(1, round(validation * len(dataset)))
-    if count >= len(dataset):
-        raise ValueError(f"validation={validation} of {len(dataset)} data leaves none to train on")
-    return dataset.subset(order[count:]), dataset.subset(order[:count])
-
-
-def training_tensors(
-    bnn: BayesianNetwork, dataset: Dataset, standardization: Standardization | None
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets as the model sees them: standardized, on its device, checked against its likelihood.
-
-    Raises:
-        ValueError: If the network cannot take the inputs, or the likelihood not the outputs or targets.
-    """
-    reference = next(iter(bnn.network.parameters()))
-    if dataset.class_names is not None and bnn.likelihood.task != "classification":
-        raise ValueError(
-            f"the targets are names of classes ({', '.join(dataset.class_names[:5])}), and the likelihood "
-            f"{type(bnn.likelihood).__name__} is for {bnn.likelihood.task}: use Categorical()"
-        )
-    x, y = dataset.x, bnn.likelihood.prepare(dataset.y)
-    if standardization is not None:
-        x = standardization.x(x)
-        if bnn.likelihood.standardizes_targets:
-            y = standardization.y(y)
-    x, y = x.to(reference.device), y.to(reference.device)
-    if x.is_floating_point():
-        x = x.to(reference.dtype)
-    if y.is_floating_point():
-        y = y.to(reference.dtype)
-    with torch.no_grad(), evaluating(bnn):
-        try:
-            output = bnn.output(bnn.initial_values(), x[:2])
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"the network fails on inputs of shape {list(x[:2].shape)}: {error}") from error
-    if len(output) != len(x[:2]):
-        raise ValueError(f"the network returns {len(output)} outputs for {len(x[:2])} inputs: one a row is needed")
-    bnn.likelihood.check(output, y)
-    return x, y
 
 
 @dataclass
@@ -413,27 +360,6 @@ class _Validation:
             prediction = posterior.predict(x, num_samples=self.num_samples, seed=self.seed)
             scores.append(torch.stack([prediction.chain(c).log_prob(y) for c in range(self.trainer.chains)]))
         return -torch.cat(scores, 1).mean(1)
-
-
-def input_range(x: Tensor) -> Tensor:
-    """Maximum minus minimum of inputs as the model sees them: [D] of features [N, D], a scalar of anything else.
-
-    Raises:
-        ValueError: If the inputs are not real numbers, between which there would be nothing.
-    """
-    if not x.is_floating_point():
-        raise ValueError(
-            f"adversarial training moves the inputs a little, which must be real numbers for that, not {x.dtype}"
-        )
-    return x.amax(0) - x.amin(0) if x.dim() == 2 else x.max() - x.min()
-
-
-def checksum(*tensors: Tensor) -> int:
-    """A CRC of tensors' values, to tell data sets apart."""
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)
-    return value
 
 
 def _at_least(bound: int, **named: int) -> int:

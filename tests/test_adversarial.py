@@ -13,7 +13,7 @@ from torch import nn
 from bnnzoo import guides, likelihoods, objectives, priors
 from bnnzoo._vectorize import seeded
 from bnnzoo.data import Dataset, Standardization
-from bnnzoo.training import input_range
+from bnnzoo.training_data import input_range
 
 #: Inputs of very different ranges, one of which never changes.
 UNEVEN = X * torch.tensor([1.0, 100.0, 0.0]) + torch.tensor([0.0, -7.0, 3.0])

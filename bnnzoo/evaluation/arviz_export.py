@@ -18,7 +18,7 @@ from bnnzoo.evaluation.inference_data import Variable, build
 from bnnzoo.evaluation.metrics import to_numpy
 from bnnzoo.posterior import Posterior, _conditional
 from bnnzoo.prediction import Prediction
-from bnnzoo.training import checksum, training_tensors
+from bnnzoo.training_data import checksum, training_tensors
 
 _DRAWS = 200
 _BLOCK = 2**25  # elements of a prediction's parameters that are held at once

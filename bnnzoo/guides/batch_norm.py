@@ -205,7 +205,7 @@ class BatchNorm(Map):
         from bnnzoo.chains import collect, stack
         from bnnzoo.data import as_dataset
         from bnnzoo.posterior import Posterior
-        from bnnzoo.training import checksum, training_tensors
+        from bnnzoo.training_data import checksum, training_tensors
 
         dataset = as_dataset(data)
         network = _affine(network)
