@@ -112,3 +112,34 @@ def test_bilinear(bias):
 def test_weight_norm(dim):
     layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 2, 2), dim=dim).double()
     check(layer, torch.randn(2, 3, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(nn.BatchNorm1d, (5, 3)), (nn.BatchNorm1d, (5, 3, 2)), (nn.BatchNorm2d, (5, 3, 2, 4))]
+)
+def test_batch_normalization_at_inference(kind, shape, affine):
+    layer = kind(3, affine=affine, eps=0.1).double().eval()
+    layer.running_mean.normal_()
+    layer.running_var.uniform_(0.1, 2.0)
+    x = torch.randn(*shape, dtype=torch.float64)
+    torch.testing.assert_close(vectorize(layer)(x[None])[0], layer(x))
+    if affine:
+        check(layer, x)
+    # Running statistics are mapped too, as of chains.
+    means, variances = torch.randn(CHAINS, 3, dtype=torch.float64), torch.rand(CHAINS, 3, dtype=torch.float64) + 0.1
+    statistics = {"running_mean": means, "running_var": variances}
+    outputs = vectorize(lambda value: functional_call(layer, value, (x,)))(statistics)
+    expected = [functional_call(layer, {n: v[c] for n, v in statistics.items()}, (x,)) for c in range(CHAINS)]
+    torch.testing.assert_close(outputs, torch.stack(expected))
+
+
+def test_batch_normalization_in_training_stays_torchs():
+    layer, twin = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
+    x = torch.randn(CHAINS, 5, 3, dtype=torch.float64)
+    state = {n: v.expand(CHAINS, *v.shape).clone() for n, v in layer.state_dict().items()}
+    outputs = vectorize(lambda value, rows: functional_call(layer, value, (rows,)))(state, x)
+    torch.testing.assert_close(outputs[1], twin(x[1]))
+    torch.testing.assert_close(state["running_var"][1], twin.running_var)
+    free = nn.BatchNorm1d(3, track_running_stats=False).double().eval()
+    torch.testing.assert_close(vectorize(free)(x), torch.stack([free(rows) for rows in x]))
