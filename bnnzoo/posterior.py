@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoNormal, AutoNormalizingFlow
 from torch import Tensor, nn
-from torch.distributions import biject_to
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bnnzoo import densities
 from bnnzoo._vectorize import CountingBytes, Pair, evaluating, pyro_settings, seeded, vectorize
-from bnnzoo.guides import Empirical, Guide
+from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
-from bnnzoo.objectives import Sites, log_prob
+from bnnzoo.objectives import Sites
 from bnnzoo.prediction import Prediction, Summary, summarize
 
 if TYPE_CHECKING:
@@ -189,22 +187,7 @@ class Posterior:
         Args:
             samples: As `sample` returns them.
         """
-        if isinstance(self.guide, Guide):
-            return self._map(_log_q, samples) if self.guide.has_density else None
-        if isinstance(self.guide, AutoNormalizingFlow):
-            return None  # the inverse of Pyro's flows does not run under vmap
-        known = True
-
-        def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
-            given = _unconstrained(guide, values)
-            sites = Sites(given).run(guide, None)
-            # A point has no density, and where a guide draws further sites only the joint density is known.
-            nonlocal known
-            known = set(given) == {name for name, site in sites.items() if not _is_point(site["fn"])}
-            return torch.stack([log_prob(site) for site in sites.values()]).sum()
-
-        result = self._map(density, samples)
-        return result if known else None
+        return densities.log_q(self, samples)
 
     def log_prior(self, samples: dict[str, Tensor]) -> Tensor:
         """Log density of draws under the prior, [chain, draw].
@@ -212,11 +195,7 @@ class Posterior:
         Args:
             samples: As `sample` returns them.
         """
-
-        def density(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor]) -> Tensor:
-            return torch.stack([prior.log_prob(values[name]).sum() for name, prior in model.sites.items()]).sum()
-
-        return self._map(density, samples)
+        return densities.log_prior(self, samples)
 
     def sparsity(self, threshold: float = 5.0) -> Sparsity:
         """Share of weights whose signal drowns in their noise, by site and in all.
@@ -447,25 +426,6 @@ def _lengthened(value: Tensor, rows: int, total: int) -> Tensor:
     whole = value.new_empty(*value.shape[:2], total, *value.shape[3:])
     whole[:, :, :rows] = value
     return whole
-
-
-def _unconstrained(guide: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What to give a guide's random sites for given weights; Pyro's AutoGuides draw in unconstrained space."""
-    if not isinstance(guide, AutoNormal | AutoContinuous):
-        return values
-    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
-    latent = {name: biject_to(site["fn"].support).inv(values[name]) for name, site in sites.items()}
-    if isinstance(guide, AutoNormal):
-        return {f"{name}_unconstrained": value for name, value in latent.items()}
-    return {f"_{guide._pyro_name}_latent": torch.cat([value.reshape(-1) for value in latent.values()])}
-
-
-def _log_q(model: BayesianNetwork, guide: Guide, values: dict[str, Tensor]) -> Tensor:
-    return guide.log_prob(values)
-
-
-def _is_point(distribution: Any) -> bool:
-    return isinstance(getattr(distribution, "base_dist", distribution), dist.Delta)
 
 
 def _conditional(model: BayesianNetwork, guide: nn.Module, values: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
