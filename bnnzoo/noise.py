@@ -30,9 +30,10 @@ def tune_noise(
 
     Each chain gets the scale that is best for it alone, or one for each target where the likelihood has as many. By
     `"crps"` it minimizes the continuous ranked probability score of a Gaussian with the predictive's mean and variance,
-    `N(mean_t f_t, s² + var_t f_t)`, averaged over data and (standardized) targets; by `"pll"` it maximizes the log likelihood of the
-    predictive itself, `Σ_n log mean_t N(y_n; f_t(x_n), s²)` (Teye et al. 2018, section 4.1 and appendix 1.5). The best
-    log s is searched for on a grid from 1/1000 of the root mean squared error on, then by a quasi-Newton method.
+    `N(mean_t f_t, s² + var_t f_t)`, averaged over data and (standardized) targets; by `"pll"` it maximizes the log
+    likelihood of the predictive itself, `Σ_n log mean_t N(y_n; f_t(x_n), s²)` (Teye et al. 2018, section 4.1 and
+    appendix 1.5). The best log s is searched for on a grid from 1/1000 of the root mean squared error on, then by a
+    quasi-Newton method.
 
     Args:
         posterior: A posterior with a `likelihoods.Gaussian` whose scale is fixed or learned.

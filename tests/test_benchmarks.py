@@ -24,10 +24,12 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-@pytest.mark.parametrize("name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic"])
+@pytest.mark.parametrize(
+    "name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic", "batch_statistics"]
+)
 def test_smoke(name, tmp_path):
     out, figure = tmp_path / "results" / "smoke.json", tmp_path / "figure.png"
-    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic") else []
+    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic", "batch_statistics") else []
     result = run(name, "--smoke", *drawn, "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert figure.exists() == bool(drawn)

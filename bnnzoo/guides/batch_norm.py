@@ -60,7 +60,9 @@ class BatchNorm(Map):
         statistics: `"batches"`: a draw of ω is that of one of `num_statistics` random training batches, all layers
             together, which keeps the correlations. `"gaussian"`: independent Gaussians for all units, from moments of
             the whole training set, see `bnnzoo.guides.batch_statistics.gaussian_form`; standard deviations are drawn
-            folded at 0, which no draw comes near unless a unit's distribution has heavy tails.
+            folded at 0, which no draw comes near unless a unit's distribution has heavy tails. It is the paper's form,
+            close for the first layer. What follows varies less in batches, whose layers have normalized them: in a
+            second layer the form's means had several times the spread (`benchmarks/batch_statistics.py`).
         num_statistics: Number S ≥ 1 of batches of `"batches"`. More draws than that repeat some.
 
     Attributes:
