@@ -29,7 +29,7 @@ from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import ELBO
 from bnnzoo.posterior import Posterior
-from bnnzoo.training_data import checksum, input_range, training_tensors, validation_split
+from bnnzoo.training_data import check_last_batch, checksum, input_range, training_tensors, validation_split
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -177,6 +177,7 @@ def _fit(
         batch_size = min(100, size)
     if _at_least(1, batch_size=batch_size) > size:
         raise ValueError(f"batch_size must be at most the number of data, {size}, not {batch_size}")
+    check_last_batch(pair.model, x, batch_size)
     validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
     with seeded(run.seed, x.device), pyro_settings(pair), torch.enable_grad():
         state = initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()

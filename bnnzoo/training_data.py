@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnnzoo._vectorize import evaluating
+from bnnzoo._vectorize import evaluating, seeded
 from bnnzoo.chains import chain_seed
 from bnnzoo.data import Dataset, Standardization, as_dataset
 from bnnzoo.network import BayesianNetwork
@@ -70,6 +72,24 @@ def training_tensors(
         raise ValueError(f"the network returns {len(output)} outputs for {len(x[:2])} inputs: one a row is needed")
     bnn.likelihood.check(output, y)
     return x, y
+
+
+def check_last_batch(bnn: BayesianNetwork, x: Tensor, batch_size: int) -> None:
+    """Check that batch normalization can take statistics of an epoch's last batch, which may be of one row.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if (len(x) % batch_size or batch_size) > 1 or not any(isinstance(m, _BatchNorm) for m in bnn.network.modules()):
+        return
+    try:
+        with torch.no_grad(), seeded(0, x.device):
+            copy.deepcopy(bnn.network).train()(x[:1])
+    except ValueError as error:
+        raise ValueError(
+            f"{len(x)} data in batches of {batch_size} leave a batch of one row, of which batch normalization can take "
+            "no statistics: choose another batch_size"
+        ) from error
 
 
 def input_range(x: Tensor) -> Tensor:

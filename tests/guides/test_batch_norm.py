@@ -616,6 +616,19 @@ def test_a_layer_that_runs_twice_is_refused_by_path(statistics):
         guides.BatchNorm.from_trained(Twice(), (X, Y), statistics=statistics)
 
 
+def test_a_last_batch_of_one_row_is_refused_before_training():
+    bnn = model()
+    with pytest.raises(
+        ValueError, match="48 data in batches of 47 leave a batch of one row, of which batch normalization"
+    ):
+        fit(bnn, guides.BatchNorm(bnn), (X, Y), batch_size=47)
+    with pytest.raises(ValueError, match="48 data in batches of 1 leave"):
+        fit(bnn, guides.Map(bnn), (X, Y), batch_size=1)
+    bnn = model(convolutional(2))  # one image has statistics, too
+    posterior = fit(bnn, guides.BatchNorm(bnn), (images(2), Y), batch_size=47, epochs=1)
+    assert posterior.predict(images(2)).draws.isfinite().all()
+
+
 def test_layers_whose_rows_are_not_examples():
     with pytest.raises(ValueError, match=r"norm \(BatchNorm1d\) gets 144 rows for 48 examples"):
         guides.BatchNorm.from_trained(Folded(), (X, Y), statistics="gaussian")
