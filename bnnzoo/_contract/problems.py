@@ -149,7 +149,7 @@ class GuideCase:
             those above 1 where the likelihood has no sites of its own.
         extremes: Values which all parameters may have together, there too.
         steps: Optimizer steps that the check of the bound trains for, ≥ 1.
-        lr: Its learning rate, > 0.
+        lr: The learning rate that it starts with and brings down to a hundredth, > 0.
 
     Raises:
         TypeError: If `make` cannot be called.
@@ -163,8 +163,8 @@ class GuideCase:
     unlisted: Collection[str] = ()
     sizes: Sequence[float] = (0.1, 1.0, 3.0)
     extremes: Sequence[float] = (-5.0, 0.0, 5.0)
-    steps: int = 300
-    lr: float = 0.05
+    steps: int = 150
+    lr: float = 0.2
     _posteriors: dict[str, Posterior] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

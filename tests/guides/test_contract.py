@@ -30,9 +30,9 @@ CASES = {
     "mean-field, flipout": GuideCase(partial(guides.MeanField, sampling="flipout")),
     "mean-field, log-uniform": GuideCase(guides.MeanField, _LOG_UNIFORM, bound=False, pyro_elbo=False),
     "map": GuideCase(guides.Map, bound=False),
-    "mnf, masked": GuideCase(_mnf, steps=150, lr=0.1),
-    "mnf, realnvp": GuideCase(partial(_mnf, flow="realnvp"), steps=150, lr=0.1),
-    "mnf, iaf": GuideCase(partial(_mnf, flow="iaf"), steps=150, lr=0.1),
+    "mnf, masked": GuideCase(_mnf, steps=300),
+    "mnf, realnvp": GuideCase(partial(_mnf, flow="realnvp"), PROBLEMS[::2]),
+    "mnf, iaf": GuideCase(partial(_mnf, flow="iaf"), PROBLEMS[::2]),
     "dropout": GuideCase(guides.Dropout, bound=False),
     "dropout, gaussian": GuideCase(partial(guides.Dropout, noise="gaussian"), bound=False),
     "dropout, learned": GuideCase(partial(guides.Dropout, learn_rate=True), bound=False),
@@ -50,8 +50,8 @@ CASES = {
         structured=False,
         unlisted=["last_layer"],
     ),
-    "pyro's normal": GuideCase(AutoNormal, steps=100),
-    "pyro's low rank": GuideCase(partial(AutoLowRankMultivariateNormal, rank=2), steps=100, extremes=_MILD),
+    "pyro's normal": GuideCase(AutoNormal),
+    "pyro's low rank": GuideCase(partial(AutoLowRankMultivariateNormal, rank=2), extremes=_MILD),
 }
 
 
