@@ -153,7 +153,7 @@ class BatchNorm(Map):
                 found[path] = self._idle(layers[path])
             collected = {
                 name: torch.cat([getattr(found[path], name) for path in layers], -1)
-                for name, buffer in self.named_buffers()
+                for name, _ in self.named_buffers()
                 if name != "collected"
             }
         return {**collected, "collected": torch.ones_like(self.collected)}
