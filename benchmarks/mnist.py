@@ -44,7 +44,6 @@ class Method:
         epochs: Passes over the training data.
         chains: Independent restarts.
         draws: Posterior draws of the test predictions; None takes `--draws`.
-        training: Further settings of `fit`, over `SETTING`.
     """
 
     guide: Callable[[BayesianNetwork], guides.Guide]
@@ -53,7 +52,6 @@ class Method:
     epochs: int = 6
     chains: int = 1
     draws: int | None = None
-    training: tuple[tuple[str, Any], ...] = ()
 
 
 SETTING: dict[str, Any] = {
@@ -130,7 +128,6 @@ def run(name: str, parts: Parts, epochs: int, draws: int, seed: int, keep: Path)
         checkpoint=keep / f"{name}.checkpoint",
         callback=progress,
         progress=False,
-        **dict(method.training),
     )
     posterior.save(keep / f"{name}.bnn")
     result = {"setting": setting, "fit_seconds": spent.so_far()}
@@ -174,11 +171,11 @@ COLORS = (
 )  # fmt: skip
 
 
-def rotated(posteriors: dict[str, tuple[Posterior, int]], image: Tensor, seed: int) -> Figure:
+def rotated(posteriors: dict[str, Posterior], image: Tensor, seed: int) -> Figure:
     """Class probabilities of an image as it turns, one panel a posterior: Figure 1 of the MNF paper.
 
     Args:
-        posteriors: By title: a posterior and its number of draws.
+        posteriors: By title; 100 draws are taken of each.
         image: Of a digit, [1, 28, 28].
         seed: Fixes the draws.
     """
@@ -187,8 +184,8 @@ def rotated(posteriors: dict[str, tuple[Posterior, int]], image: Tensor, seed: i
     figure = Figure(figsize=(9, 0.6 + 2.1 * len(posteriors) + 0.8), layout="constrained")
     heights = [2.1] * len(posteriors) + [0.6]
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    for ax, (title, (posterior, draws)) in zip(axes, posteriors.items(), strict=False):
-        probs = posterior.predict(images, num_samples=draws, seed=seed).probs
+    for ax, (title, posterior) in zip(axes, posteriors.items(), strict=False):
+        probs = posterior.predict(images, num_samples=100, seed=seed).probs
         bottom = torch.zeros(len(degrees), dtype=probs.dtype)
         for label in range(probs.shape[1]):
             height = probs[:, label]
@@ -250,7 +247,7 @@ def main() -> None:
         }
         if arguments.figure is not None:
             three = parts[1].x[int((parts[1].y == 3).nonzero()[0])]
-            shown = {LABELS[name]: (bnnzoo.load(keep / f"{name}.bnn"), draws[name]) for name in ("map", "mnf")}
+            shown = {LABELS[name]: bnnzoo.load(keep / f"{name}.bnn") for name in ("map", "mnf")}
             rotated(shown, three, arguments.seed).savefig(arguments.figure, dpi=150)
     print("\n" + describe(environment(arguments)), "\n")
     print(_table(results, len(parts[1])))

@@ -42,7 +42,7 @@ SETS = ("concrete", "energy", "boston", "yacht")
 
 SETTING: dict[str, Any] = {
     "hidden": (50, 50),
-    "steps": 2000,
+    "steps": 1000,
     "batch_size": 64,
     "lr": 1e-2,  # falls to 0 along a cosine
     "kl_annealing": 0.75,  # the KL's weight rises from 0 to 1 over this share of the training
@@ -74,7 +74,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "mcbn": Method("BatchNorm (MCBN)", lambda bnn, _: guides.BatchNorm(bnn), (32, 128), "batch", batch_norm=True),
-    "dropout": Method("Dropout", lambda bnn, rate: guides.Dropout(bnn, rate=rate), (0.005, 0.02, 0.1), "rate"),
+    "dropout": Method("Dropout", lambda bnn, rate: guides.Dropout(bnn, rate=rate), (0.01, 0.05), "rate"),
     "mnf": Method("MNF", lambda bnn, _: guides.MNF(bnn)),
     "mean-field": Method("MeanField", lambda bnn, _: guides.MeanField(bnn, init_scale=0.03)),
     "map": Method("Map", lambda bnn, _: guides.Map(bnn)),
