@@ -55,7 +55,10 @@ def stack(pairs: list[Pair]) -> State:
 
 
 def collect(pair: Pair, state: State, x: Tensor, y: Tensor, batch_size: int, seed: int) -> None:
-    """Let every chain's guide take what it needs from the data (`Guide.collect`), into the stacked buffers."""
+    """Let every chain's guide take what it needs from the data (`Guide.collect`), into the stacked buffers.
+
+    A chain whose parameters are not finite has diverged, and is about to be put back: it keeps what it had.
+    """
     if not isinstance(pair.guide, Guide) or type(pair.guide).collect is Guide.collect:
         return
     parameters, buffers = state
@@ -65,6 +68,8 @@ def collect(pair: Pair, state: State, x: Tensor, y: Tensor, batch_size: int, see
 
     for chain in range(len(next(iter((parameters or buffers).values())))):
         own = [{name: value[chain] for name, value in values.items()} for values in state]
+        if not all(bool(value.isfinite().all()) for value in own[0].values()):
+            continue
         with evaluating(pair), seeded(chain_seed(seed, chain) + 2, x.device), pyro_settings(pair):
             collected = functional_call(pair, tuple(own), (run,))
         with torch.no_grad():

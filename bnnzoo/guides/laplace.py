@@ -104,12 +104,26 @@ class Laplace(Map):
         """The Pyro guide; takes the model's arguments and returns a value for each site."""
         sites = self.distributions()
         if self.structure == "last_layer" and not self.training:
-            loc = self._random.join({name: sites[name].mean for name in self._random.names})
-            q = dist.MultivariateNormal(loc, scale_tril=self.scale_tril, validate_args=False)  # it may be 0
-            flat = pyro.sample("last_layer", q, infer={"is_auxiliary": True})
+            flat = pyro.sample("last_layer", self._joint(), infer={"is_auxiliary": True})
             for name, part in zip(self._random.names, self._random.split(flat), strict=True):
                 sites[name] = dist.Delta(part, event_dim=part.dim())
         return {name: pyro.sample(name, q) for name, q in sites.items()}
+
+    def log_prob(self, values: dict[str, Tensor]) -> Tensor:
+        """Log density of values for all sites once collected, in eval mode, a scalar; only where `has_density`.
+
+        Args:
+            values: A value for each site.
+        """
+        if self.structure == "last_layer" and not self.training:
+            return self._joint().log_prob(self._random.join(values))
+        return super().log_prob(values)
+
+    def _joint(self) -> Distribution:
+        """The Gaussian of the last layer, over its flat vector."""
+        sites = super().distributions()
+        loc = self._random.join({name: sites[name].mean for name in self._random.names})
+        return dist.MultivariateNormal(loc, scale_tril=self.scale_tril, validate_args=False)  # it may be 0
 
     def collect(self, x: Tensor, y: Tensor, batch_size: int) -> dict[str, Tensor]:
         """The standard deviations, or the Cholesky factor, at the point as it is, for one chain.

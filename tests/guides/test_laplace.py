@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnnzoo import BayesianNetwork, fit, likelihoods, priors
 from bnnzoo._vectorize import pyro_settings, vectorize
+from bnnzoo.chains import DivergenceWarning
 from bnnzoo.guides import Laplace, Map, laplace
 from bnnzoo.objectives import ELBO
 
@@ -318,3 +319,30 @@ def test_the_last_layer_is_found_or_named():
     named = nn.Sequential()
     named.last_layer = nn.Linear(2, 1)
     assert Laplace(BayesianNetwork(named, likelihoods.Gaussian(1.0)), "last_layer").structure == "last_layer"
+
+
+def test_the_last_layer_alone_has_a_density():
+    bnn = BayesianNetwork(nn.Linear(2, 1), likelihoods.Gaussian(0.5), priors.Normal(0.0, 0.7))
+    posterior = fit(bnn, Laplace(bnn, "last_layer"), data(), epochs=3)
+    assert posterior.guide.has_density
+    draws = posterior.sample(7)
+    flat = torch.cat([draws["weight"][0].flatten(1), draws["bias"][0]], 1) - posterior.guide.loc.detach()
+    tril = posterior.guide.scale_tril
+    half = torch.linalg.solve_triangular(tril, flat.T, upper=False).square().sum(0) / 2
+    expected = -half - tril.diagonal().log().sum() - 1.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(posterior.log_q(draws)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_chain_that_diverges_does_not_end_the_others(structure):
+    bnn = noisy()
+
+    def spoil(progression):
+        if progression.epoch == 1:
+            progression.parameters["guide.loc"][1] = math.nan
+
+    with pytest.warns(DivergenceWarning, match="chain 1 diverged in epoch 2"):
+        posterior = fit(bnn, Laplace(bnn, structure), data(), epochs=3, chains=2, validation=data(), callback=spoil)
+    name = "scale" if structure == "diagonal" else "scale_tril"
+    assert posterior.state()[1][f"guide.{name}"].isfinite().all()
+    assert posterior.info["diverged"] == [1]
