@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnnzoo._types import Distribution
 from bnnzoo.guides.base import Guide, resolve_per_site
-from bnnzoo.guides.dropout_layers import dropout_layers, input_units, noisy_weights
+from bnnzoo.guides.dropout_layers import dropout_layers, first_weight, input_units, noisy_weights
 from bnnzoo.guides.masked_weight import MaskedBlock, MaskSampling, Noise, UnitNoise
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.priors import LogUniform
@@ -127,7 +127,7 @@ class Dropout(Guide):
                     f"the network's dropout layers {', '.join(map(repr, active))} would drop a second time in "
                     "training: set from_dropout_layers=True, which takes their rates, or set their p to 0"
                 )
-            rates = _resolve_rates(rate, list(units), bnn.network)
+            rates = _resolve_rates(rate, list(units), first_weight(bnn.network), bnn.network)
         self._units = {name: units[name] for name in units if rates.get(name, 0.0) > 0}
         if learn_rate and not self._units:
             raise ValueError("learn_rate=True, and every rate is 0: say where learning starts, above 0")
@@ -197,14 +197,16 @@ class Dropout(Guide):
         return name in self._layers and self.model.network.get_submodule(self._layers[name]).training
 
 
-def _resolve_rates(rate: float | dict[Any, float] | None, names: list[str], network: nn.Module) -> dict[str, float]:
+def _resolve_rates(
+    rate: float | dict[Any, float] | None, names: list[str], first: str, network: nn.Module
+) -> dict[str, float]:
     rule = _DEFAULT_RATE if rate is None else rate
     values = tuple(rule.values()) if isinstance(rule, dict) else (rule,)
     for value in values:
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < 1:
             raise ValueError(f"rate must be in [0, 1), not {value!r}")
     if not isinstance(rule, dict):
-        names = names[1:] or names
+        names = [name for name in names if name != first] or names
     of = "random weight of a linear layer or convolution"
     resolved = resolve_per_site(rule, names, network, values, "rate", of)
     return {name: float(value) for name, value in zip(names, resolved, strict=True)}

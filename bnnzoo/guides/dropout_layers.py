@@ -41,6 +41,12 @@ def input_units(bnn: BayesianNetwork) -> dict[str, InputUnits]:
     return units
 
 
+def first_weight(network: nn.Module) -> str:
+    """The name of the weight of the network's first linear layer or convolution, random or not."""
+    path = next(path for path, module in network.named_modules() if isinstance(module, nn.Linear | _ConvNd))
+    return f"{path}.weight" if path else "weight"
+
+
 def dropout_layers(network: nn.Module) -> dict[str, _DropoutNd]:
     """The dropout layers of a network that do something, by module path."""
     return {

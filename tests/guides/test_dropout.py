@@ -293,6 +293,12 @@ def test_the_only_layer_is_treated():
     assert list(Dropout(model.bnn).rates()) == ["weight"]
 
 
+def test_the_first_random_layer_is_treated_where_its_inputs_are_not_the_data():
+    prior = {"layers.0.*": None, "*": priors.Normal(0.0, 1.0)}
+    bnn = BayesianNetwork(models.MLP(3, 1, (4, 4)), likelihoods.Gaussian(), prior)
+    assert list(Dropout(bnn, 0.1).rates()) == ["layers.2.weight", "layers.4.weight"]
+
+
 def test_other_modules_are_points_and_tied_weights_dense():
     class Net(nn.Module):
         def __init__(self):
