@@ -25,7 +25,7 @@ from bnnzoo._vectorize import Pair, pyro_settings, seeded
 from bnnzoo.chains import Keeper, State, Trainer, chain_seed, collect, initial_state
 from bnnzoo.checkpoint import Checkpoint
 from bnnzoo.data import as_dataset
-from bnnzoo.guides import Empirical
+from bnnzoo.guides import Empirical, Guide
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import ELBO
 from bnnzoo.posterior import Posterior
@@ -312,7 +312,7 @@ class _Run:
             "objective": f"{type(self.objective).__name__} {numbers}",
             "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
             "scheduler": type(scheduler).__name__,
-            "guide": type(trainer.pair.guide).__name__,
+            "guide": _description(trainer.pair.guide),
             "prior": {name: str(prior) for name, prior in model.priors.items()},
             "likelihood": str(model.likelihood),
             "parameters": {name: list(value.shape) for name, value in trainer.parameters.items()},
@@ -361,6 +361,14 @@ class _Validation:
             prediction = posterior.predict(x, num_samples=self.num_samples, seed=self.seed)
             scores.append(torch.stack([prediction.chain(c).log_prob(y) for c in range(self.trainer.chains)]))
         return -torch.cat(scores, 1).mean(1)
+
+
+def _description(guide: nn.Module) -> str:
+    """A guide's class, and the options that it was built with if it is one of bnnzoo's, which keep them."""
+    if not isinstance(guide, Guide):
+        return type(guide).__name__
+    options = [name for name in inspect.signature(type(guide)).parameters if name != "bnn" and hasattr(guide, name)]
+    return f"{type(guide).__name__}({', '.join(f'{name}={getattr(guide, name)!r}' for name in options)})"
 
 
 def _at_least(bound: int, **named: int) -> int:
