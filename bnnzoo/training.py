@@ -103,7 +103,8 @@ def fit(
             ensembles do (Lakshminarayanan et al. 2017, algorithm 1): each step minimizes the mean of the losses on its
             batch and on `x + ε · range · sign(∂loss/∂x)`, and `history["loss"]` records that mean. The range is
             maximum minus minimum over the training data, of each feature for inputs [N, D], of all numbers together
-            for others, such as images. Each chain makes its own examples; a step costs twice as much. Default: none.
+            for others, such as images. Each chain makes its own examples; a step costs twice as much. Running
+            statistics of batch normalization are moved by both batches. Default: none.
         validation: Data to score each epoch on (`history["validation"]`: mean negative log predictive density of each
             chain), or a fraction of the training data, in (0, 1), to hold out.
         patience: Stop a chain after this many epochs, ≥ 1, without a better validation score, and return its

@@ -63,7 +63,7 @@ class BatchNorm(Map):
             folded at 0, which no draw comes near unless a unit's distribution has heavy tails. It is the paper's form,
             close for the first layer. What follows varies less in batches, whose layers have normalized them: in a
             second layer the form's means had several times the spread (`benchmarks/batch_statistics.py`).
-        num_statistics: Number S ≥ 1 of batches of `"batches"`. More draws than that repeat some.
+        num_statistics: Number S ≥ 1 of batches of `"batches"`. Draws pick one at random, and so repeat some.
 
     Attributes:
         means: Batch means of all layers side by side, [S, C]; for `"gaussian"` their mean, [C].
@@ -207,7 +207,7 @@ class BatchNorm(Map):
         from bnnzoo.chains import collect, stack
         from bnnzoo.data import as_dataset
         from bnnzoo.posterior import Posterior
-        from bnnzoo.training_data import checksum, training_tensors
+        from bnnzoo.training_data import check_last_batch, checksum, training_tensors
 
         dataset = as_dataset(data)
         network = _affine(network)
@@ -222,6 +222,8 @@ class BatchNorm(Map):
             batch_size = min(100, len(x))
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size must be from 1 to the number of data, {len(x)}, not {batch_size!r}")
+        if batch_size == 1:
+            check_last_batch(bnn, x, 1)
         state = stack([pair])
         collect(pair, state, x, y, batch_size, seed)
         with torch.no_grad():

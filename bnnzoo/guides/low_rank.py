@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
+from bnnzoo._vectorize import seeded
 from bnnzoo.guides.base import Guide
 from bnnzoo.network import BayesianNetwork
 
@@ -53,7 +54,8 @@ class LowRank(Guide):
         self.loc = nn.Parameter(self.initial_loc())
         self.factor = nn.Parameter(self.loc.detach().new_empty(size, rank))
         self.log_scale = nn.Parameter(torch.empty_like(self.loc))
-        self.reset_parameters()
+        with seeded(0, self.loc.device):  # where training starts depends on fit's seed alone
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start at the network's own values, every standard deviation around `init_scale`, in random directions."""

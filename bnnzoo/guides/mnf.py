@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bnnzoo._types import Distribution
+from bnnzoo._vectorize import seeded
 from bnnzoo.guides.base import Guide, resolve_per_site
 from bnnzoo.guides.flows import FLOWS, Flow
 from bnnzoo.guides.mnf_weights import Factors, Mixing, MultiplicativeBlock
@@ -133,9 +134,10 @@ class MNF(Guide):
         self.z_log_scale = nn.Parameter(torch.empty_like(self.z_loc))
         #: Rows: a₁, a₂, b₁, b₂, c of r(z | W).
         self.r = nn.Parameter(self.loc.new_empty(5, sum(self._sizes)))
-        self.q_flows = nn.ModuleList(Flow(flow, size, flow_length, hidden).to(self.loc) for size in self._sizes)
-        self.r_flows = nn.ModuleList(Flow(flow, size, r_flow_length, r_hidden).to(self.loc) for size in self._sizes)
-        self.reset_parameters()
+        with seeded(0, self.loc.device):  # where training starts depends on fit's seed alone
+            self.q_flows = nn.ModuleList(Flow(flow, size, flow_length, hidden).to(self.loc) for size in self._sizes)
+            self.r_flows = nn.ModuleList(Flow(flow, size, r_flow_length, r_hidden).to(self.loc) for size in self._sizes)
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start at the network's own values, with z near 1, and draw the flows and r anew."""

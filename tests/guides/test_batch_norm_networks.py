@@ -121,6 +121,7 @@ def test_a_trained_networks_standardization_and_likelihood():
         ({"network": "net"}, TypeError, "network must be a torch.nn.Module, not str"),
         ({"batch_size": N + 1}, ValueError, f"batch_size must be from 1 to the number of data, {N}, not {N + 1}"),
         ({"batch_size": 0}, ValueError, "batch_size must be from 1"),
+        ({"batch_size": 1}, ValueError, "in batches of 1 leave a batch of one row"),
         ({"data": (X[:, :2], Y)}, ValueError, "the network fails on inputs of shape"),
         ({"data": (X, (Y > 0).long())}, ValueError, "Categorical likelihood"),
         ({"statistics": "batch"}, ValueError, "statistics must be one of 'batches', 'gaussian', not 'batch'"),

@@ -184,3 +184,13 @@ def test_fan_in_priors_share_one_block_and_one_flat_vector():
     ((block,), rest) = guide.split_blocks(guide.loc)
     assert rest == []
     assert block is guide.loc
+
+
+@pytest.mark.parametrize("kind", [guides.MNF, guides.LowRank])
+def test_where_a_guide_starts_does_not_depend_on_the_global_generator(kind):
+    bnn = BayesianNetwork(net(), likelihoods.Gaussian(0.5))
+    before = torch.random.get_rng_state()
+    first = dict(kind(bnn).named_parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert all(torch.equal(p, first[name]) for name, p in kind(bnn).named_parameters())
