@@ -156,9 +156,11 @@ def widths(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, list[f
 
 
 def r_hat(draws: np.ndarray) -> float:
-    """The largest potential scale reduction (Gelman and Rubin 1992) of [chain, draw, N] over N."""
-    within, between = draws.var(1, ddof=1).mean(0), draws.mean(1).var(0, ddof=1)
-    return float(np.sqrt(1 - 1 / draws.shape[1] + between / within).max())
+    """The largest potential scale reduction of [chain, draw, N] over N, chains split in half (Gelman et al. 2013)."""
+    half = draws.shape[1] // 2
+    halves = np.concatenate([draws[:, :half], draws[:, half : 2 * half]])
+    within, between = halves.var(1, ddof=1).mean(0), halves.mean(1).var(0, ddof=1)
+    return float(np.sqrt(1 - 1 / half + between / within).max())
 
 
 def draw(shown: dict[str, tuple[np.ndarray, np.ndarray]], x: np.ndarray, train: data.Dataset) -> Figure:
@@ -184,6 +186,7 @@ def draw(shown: dict[str, tuple[np.ndarray, np.ndarray]], x: np.ndarray, train: 
             ax.axvline(edge, color=GRAY, linewidth=0.6, linestyle=":")
         ax.set_title(label, fontsize=10)
         ax.set_xlim(-OUTSIDE, OUTSIDE)
+        ax.set_xticks([-INSIDE, 0, INSIDE])
         ax.set_ylim(-250, 250)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[:, 0]:

@@ -189,9 +189,9 @@ def test_widths_of_bands_by_range(modules):
 def test_r_hat_of_chains_that_disagree(modules):
     import cubic
 
-    one = np.array([-1.0, 0.0, 1.0])  # variance 1
-    draws = np.stack([np.stack([one, one], -1), np.stack([one + 2, one], -1)])  # means 0 and 2: variance 2
-    assert cubic.r_hat(draws) == pytest.approx(math.sqrt(2 / 3 + 2.0))
+    one = np.tile([-1.0, 0.0, 1.0], 2)  # halves of variance 1 and mean 0
+    draws = np.stack([np.stack([one, one], -1), np.stack([one + 2, one], -1)])  # means 0, 2, 0, 2: variance 4/3
+    assert cubic.r_hat(draws) == pytest.approx(math.sqrt(2 / 3 + 4 / 3))
 
 
 def test_scores_take_the_noise_that_was_chosen(modules):
