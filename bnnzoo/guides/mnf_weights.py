@@ -126,7 +126,7 @@ class MultiplicativeWeight(NormalWeight):
         super().__init__(name, loc if z.dim() == 2 else factors.align(z, loc) * loc, block, index, sampling)
 
     @cached_property
-    def mean(self) -> Tensor:  # type: ignore[override]  # computed when asked for
+    def mean(self) -> Tensor:  # computed when asked for
         """Means given (the first) z, in the weight's shape."""
         return self.factors.align(self.z[0], self.raw) * self.raw if self.z.dim() == 2 else self.loc
 
