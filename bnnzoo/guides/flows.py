@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.transforms import AffineAutoregressive, AffineCoupling
@@ -66,28 +67,29 @@ class MaskedGiven(Transform):
         super().__init__(cache_size=1)
         self.step = step
         self.mask = mask
-        self._gate: Tensor | None = None
+        self._logit: Tensor | None = None
 
     def _shift_and_gate(self, passed: Tensor) -> tuple[Tensor, Tensor]:
         """μ, and a gate that is σ where the mask is 0 and 1 where it is 1, from the elements that pass."""
-        shift, logit = self.step.outer(self.step.inner(passed).tanh()).chunk(2, -1)
+        shift, self._logit = self.step.outer(self.step.inner(passed).tanh()).chunk(2, -1)
         # m x + (1 - m) (x σ + (1 - σ) μ) is x gate + (1 - gate) μ with this gate.
-        return shift, torch.addcmul(self.mask, logit.sigmoid(), 1 - self.mask)
+        return shift, torch.addcmul(self.mask, self._logit.sigmoid(), 1 - self.mask)
 
     def _call(self, x: Tensor) -> Tensor:
-        shift, self._gate = self._shift_and_gate(self.mask * x)
-        return torch.lerp(shift, x, self._gate)
+        shift, gate = self._shift_and_gate(self.mask * x)
+        return torch.lerp(shift, x, gate)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        shift, self._gate = self._shift_and_gate(self.mask * y)
-        return shift + (y - shift) / self._gate
+        shift, gate = self._shift_and_gate(self.mask * y)
+        return shift + (y - shift) / gate
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """`Σ (1 - m) log σ`, [...]."""
-        known = self._gate is not None and x is self._cached_x_y[0] and y is self._cached_x_y[1]
-        gate = self._gate if known else self._shift_and_gate(self.mask * x)[1]
-        assert gate is not None
-        return gate.log().sum(-1)
+        if self._logit is None or x is not self._cached_x_y[0] or y is not self._cached_x_y[1]:
+            self._shift_and_gate(self.mask * x)
+        assert self._logit is not None
+        # Not the gate's logarithm: a gate that is closed up to rounding has a finite one.
+        return ((1 - self.mask) * F.logsigmoid(self._logit)).sum(-1)
 
 
 class Flip(Transform):

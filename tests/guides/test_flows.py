@@ -183,3 +183,16 @@ def test_masks_are_drawn_in_every_call_and_for_every_step_row_and_mapped_copy():
 
     seen = torch.cat([masks(x), masks(x), *vectorize(masks)(torch.zeros(2, 2, 40))]).flatten(0, -2)
     assert len({tuple(mask.tolist()) for mask in seen}) == len(seen) == 16
+
+
+def test_a_closed_gate_has_a_finite_determinant():
+    step = Masked(3, 4)
+    with torch.no_grad():
+        step.outer.weight.zero_()
+        step.outer.bias[3:] = -200.0  # S(-200) is 0 in single precision
+    x = torch.randn(2, 3, requires_grad=True)
+    given = step.condition(torch.tensor([1.0, 0.0, 0.0]))
+    log_det = given.log_abs_det_jacobian(x, given(x))
+    torch.testing.assert_close(log_det, torch.full((2,), -400.0))
+    log_det.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
