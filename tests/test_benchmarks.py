@@ -25,11 +25,11 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic", "batch_statistics"]
+    "name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic", "batch_statistics", "product_model"]
 )
 def test_smoke(name, tmp_path):
     out, figure = tmp_path / "results" / "smoke.json", tmp_path / "figure.png"
-    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic", "batch_statistics") else []
+    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic", "batch_statistics", "product_model") else []
     result = run(name, "--smoke", *drawn, "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert figure.exists() == bool(drawn)

@@ -1,9 +1,15 @@
 """The bound is a bound: on models whose evidence is known, no ELBO exceeds it, and a wrong density does."""
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pyro.infer.autoguide as autoguide
 import pytest
+import scipy.integrate
+import scipy.optimize
 import torch
 from conjugate import Conjugate
 from statistical import assert_mean
@@ -131,3 +137,67 @@ def test_a_wrong_sign_of_log_r_breaks_the_bound(monkeypatch):
             bounds = draws_of_the_bound(posterior)
             with pytest.raises(AssertionError, match="above log evidence"):
                 assert_bound(bounds)
+
+
+@pytest.fixture
+def product_model(monkeypatch) -> Iterator[ModuleType]:
+    """benchmarks/product_model.py: y = w1 w2 x + noise, with its quadrature."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import product_model
+
+    yield product_model
+    for name in ("product_model", "common"):
+        del sys.modules[name]
+
+
+def test_the_products_evidence_is_that_of_one_weight_integrated_by_hand(product_model):
+    """Given w2, targets are Gaussian: N(0, I + w2² x xᵀ)."""
+    x, y = (each.double() for each in product_model.observations())
+    evidence = product_model.log_integral(product_model.log_joint(x, y))
+    xx, xy, yy = (float(a @ b) for a, b in ((x[:, 0], x[:, 0]), (x[:, 0], y), (y, y)))
+
+    def density(w: float) -> float:
+        spread = 1 + w * w * xx  # the matrix' one eigenvalue that is not 1
+        square = yy - w * w * xy**2 / spread
+        return math.exp(-0.5 * (square + w * w + math.log(spread) + (len(y) + 1) * math.log(2 * math.pi)))
+
+    integral, _ = scipy.integrate.quad(density, -12, 12, epsabs=1e-16)
+    assert math.isclose(evidence, math.log(integral), abs_tol=1e-5)
+
+
+def test_no_independent_weights_have_a_higher_bound_than_gaussian_ones_on_the_product(product_model):
+    """Coordinate ascent over densities of any shape ends where the best Gaussian is; the network is the density's."""
+    x, y = (each.double() for each in product_model.observations())
+    xx, xy, yy = (float(a @ b) for a, b in ((x[:, 0], x[:, 0]), (x[:, 0], y), (y, y)))
+
+    def loss(parameters) -> float:
+        (m, log_s) = (parameters[:2], parameters[2:])
+        variances = [math.exp(2 * each) for each in log_s]
+        mean, square = m[0] * m[1], (m[0] ** 2 + variances[0]) * (m[1] ** 2 + variances[1])
+        likelihood = -0.5 * (yy - 2 * mean * xy + square * xx) - 0.5 * len(y) * math.log(2 * math.pi)
+        kl = sum(0.5 * (a * a + v - 1 - math.log(v)) for a, v in zip(m, variances, strict=True))
+        return kl - likelihood
+
+    best = scipy.optimize.minimize(loss, [1.0, 1.0, -1.0, -1.0])
+    assert math.isclose(product_model.best_factorized(x, y), -best.fun, abs_tol=1e-4)
+    for network in (product_model.Product(), product_model.two_layers()):
+        with torch.no_grad():
+            next(network.parameters()).mul_(0.7)  # of Product, both
+        scale = 0.49 if isinstance(network, product_model.Product) else 0.7
+        torch.testing.assert_close(network(x.float()), scale * x.float())
+
+
+@pytest.mark.slow
+def test_mnf_holds_both_modes_of_the_product_and_beats_every_factorized_bound(product_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(product_model, "SETTING", {**product_model.SETTING, "epochs": 1500, "chains": 4})
+    posterior = product_model.posterior_of("realnvp-4-cooled", 0, tmp_path)
+    result = product_model.describe_fit(posterior)
+    x, y = product_model.observations()
+    evidence = product_model.log_integral(product_model.log_joint(x, y))
+    best = max(range(4), key=lambda chain: result["elbo"][chain])
+    elbo, error = result["elbo"][best], result["error"][best]
+    assert all(e < evidence + 3 * s for e, s in zip(result["elbo"], result["error"], strict=True))
+    assert elbo > product_model.best_factorized(x, y) + 0.2 + 4 * error
+    assert 0.3 < result["share"][best] < 0.7
+    draws = product_model.weights(posterior, 2000)[best]
+    assert (draws.prod(-1) > 0).double().mean() > 0.9  # nearly none where the signs differ
