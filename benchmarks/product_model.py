@@ -267,7 +267,8 @@ def draw(panels: dict[str, tuple[np.ndarray, str]], joint: np.ndarray) -> Figure
     """
     columns = 3
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.3 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns, 3.3 * rows + 0.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     posterior = np.exp(joint - joint.max())
     ordered = np.sort(posterior.ravel())[::-1]
@@ -291,6 +292,7 @@ def draw(panels: dict[str, tuple[np.ndarray, str]], joint: np.ndarray) -> Figure
         ax.set_ylabel("w₂")
     for ax in axes[-1]:
         ax.set_xlabel("w₁")
+    figure.supxlabel("Contours hold 50%, 80% and 95% of the exact posterior.", fontsize=9)
     return figure
 
 
