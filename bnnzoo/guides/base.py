@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.network import BayesianNetwork, Program
-from bnnzoo.weights import Block, DeltaBlock, Layout
+from bnnzoo.weights import SAMPLINGS, Block, DeltaBlock, Layout, Sampling
 
 
 class Guide(Program):
@@ -129,14 +129,43 @@ class Guide(Program):
             sites[name] = dist.Delta(value, density, event_dim=value.dim())
         return sites
 
-    def likelihood_normals(self, locs: list[Tensor], log_scales: list[Tensor]) -> dict[str, Distribution]:
-        """For each site of the likelihood a Gaussian in unconstrained space, mapped into the site's support."""
+    def normals(
+        self, loc: Tensor, log_scale: Tensor, block: Callable[[int, Tensor, Tensor], Block]
+    ) -> dict[str, Distribution]:
+        """A Gaussian for each site; those of the likelihood are in unconstrained space, mapped into their support.
+
+        Args:
+            loc: Means, flat [layout.size].
+            log_scale: Logarithms of the standard deviations, flat [layout.size].
+            block: Makes the distributions of a block's weights from the block's number and its part of both vectors.
+        """
+        locs, other_locs = self.split_blocks(loc)
+        log_scales, other_log_scales = self.split_blocks(log_scale)
         sites: dict[str, Distribution] = {}
-        for loc, log_scale, (name, prior) in zip(locs, log_scales, self.model.likelihood.sites().items(), strict=True):
+        for index, parts in enumerate(zip(locs, log_scales, strict=True)):
+            sites.update(block(index, *parts).sites())
+        for loc, log_scale, (name, prior) in zip(
+            other_locs, other_log_scales, self.model.likelihood.sites().items(), strict=True
+        ):
             normal = dist.Normal(loc.view(prior.shape()), log_scale.exp().view(prior.shape()))
             site = dist.TransformedDistribution(normal, [biject_to(prior.support)])
             sites[name] = site.to_event(len(prior.batch_shape))
         return sites
+
+    def resolve_sampling(self, sampling: Sampling | dict[Any, Sampling]) -> list[list[Sampling]]:
+        """The sampling rule of each weight, block by block; tied weights, whose uses must agree, are dense.
+
+        Args:
+            sampling: One rule for all, or a dict from glob patterns on names or module types to rules.
+
+        Raises:
+            ValueError: If a rule is unknown or matches no weight, or a weight is matched by none.
+        """
+        bnn = self.model
+        names = [name for layout in self._blocks for name in layout.names]
+        choices = resolve_per_site(sampling, names, bnn.network, SAMPLINGS, "sampling")
+        choice = dict(zip(names, choices, strict=True)) | dict.fromkeys(bnn.tied, "dense")
+        return [[choice[name] for name in layout.names] for layout in self._blocks]
 
     def split_blocks(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Cut a flat vector [layout.size] into the weights' blocks, and the likelihood's sites, one each."""

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnnzoo._types import Distribution
-from bnnzoo.guides.base import Guide, resolve_per_site
+from bnnzoo.guides.base import Guide
 from bnnzoo.network import BayesianNetwork
-from bnnzoo.weights import SAMPLINGS, NormalBlock, Sampling
+from bnnzoo.weights import NormalBlock, Sampling
 
 
 class MeanField(Guide):
@@ -39,10 +39,7 @@ class MeanField(Guide):
             raise ValueError(f"init_scale must be positive, not {init_scale}")
         self.init_scale = init_scale
         self.sampling = sampling
-        names = [name for layout in self._blocks for name in layout.names]
-        choices = resolve_per_site(sampling, names, bnn.network, SAMPLINGS, "sampling")
-        choice = dict(zip(names, choices, strict=True)) | dict.fromkeys(bnn.tied, "dense")
-        self._samplings = [[choice[name] for name in layout.names] for layout in self._blocks]
+        self._samplings = self.resolve_sampling(sampling)
         self.loc = nn.Parameter(self.initial_loc())
         self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(init_scale)))
 
@@ -54,10 +51,7 @@ class MeanField(Guide):
 
     def distributions(self) -> dict[str, Distribution]:
         """A `NormalWeight` for each weight; a transformed Gaussian for each site of the likelihood."""
-        locs, other_locs = self.split_blocks(self.loc)
-        log_scales, other_log_scales = self.split_blocks(self.log_scale)
-        sites: dict[str, Distribution] = {}
-        for loc, log_scale, layout, sampling in zip(locs, log_scales, self._blocks, self._samplings, strict=True):
-            sites.update(NormalBlock(loc, log_scale, layout, sampling).sites())
-        sites.update(self.likelihood_normals(other_locs, other_log_scales))
-        return sites
+        return self.normals(self.loc, self.log_scale, self._block)
+
+    def _block(self, index: int, loc: Tensor, log_scale: Tensor) -> NormalBlock:
+        return NormalBlock(loc, log_scale, self._blocks[index], self._samplings[index])

@@ -13,12 +13,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bnnzoo._types import Distribution
 from bnnzoo._vectorize import seeded
-from bnnzoo.guides.base import Guide, resolve_per_site
+from bnnzoo.guides.base import Guide
 from bnnzoo.guides.flows import FLOWS, Flow
 from bnnzoo.guides.mnf_weights import Factors, Mixing, MultiplicativeBlock
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.rules import RandomWeight
-from bnnzoo.weights import SAMPLINGS, Sampling
+from bnnzoo.weights import Sampling
 
 #: The paper's initial log variance of the weights is -9.
 _INIT_SCALE = math.exp(-4.5)
@@ -121,11 +121,10 @@ class MNF(Guide):
         self.r_flow_length, self.r_hidden = r_flow_length, r_hidden
         self.init_scale, self.init_z_scale, self.max_scale = init_scale, init_z_scale, max_scale
         self.sampling, self.others = sampling, others
-        names = [name for layout in self._blocks for name in layout.names]
-        choices = resolve_per_site(sampling, names, bnn.network, SAMPLINGS, "sampling")
-        choice = dict(zip(names, choices, strict=True)) | dict.fromkeys(bnn.tied, "dense")
-        self._samplings = [[choice[name] for name in layout.names] for layout in self._blocks]
-        self._factors = _find_factors(bnn, names, choice, others)
+        self._samplings = self.resolve_sampling(sampling)
+        parts = zip(self._blocks, self._samplings, strict=True)
+        rules = {name: rule for layout, own in parts for name, rule in zip(layout.names, own, strict=True)}
+        self._factors = _find_factors(bnn, rules, others)
         self._sizes = [factors.size for factors in self._factors.values()]
 
         self.loc = nn.Parameter(self.initial_loc())
@@ -184,14 +183,13 @@ class MNF(Guide):
         """
         if z is None:
             z = {name: vector for name, (vector, _, _) in self._mix(None).items()}
-        locs, other_locs = self.split_blocks(self.loc)
-        log_scales, other_log_scales = self.split_blocks(self.log_scale)
-        sites: dict[str, Distribution] = {}
-        for loc, log_scale, layout, sampling in zip(locs, log_scales, self._blocks, self._samplings, strict=True):
-            block = MultiplicativeBlock(loc, log_scale, layout, sampling, self._factors, z, self.max_scale)
-            sites.update(block.sites())
-        sites.update(self.likelihood_normals(other_locs, other_log_scales))
-        return sites
+        mixing = z
+
+        def block(index: int, loc: Tensor, log_scale: Tensor) -> MultiplicativeBlock:
+            layout, sampling = self._blocks[index], self._samplings[index]
+            return MultiplicativeBlock(loc, log_scale, layout, sampling, self._factors, mixing, self.max_scale)
+
+        return self.normals(self.loc, self.log_scale, block)
 
     def _mix(self, rows: int | None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Draw the mixing vectors: by weight z, z - 1 and the flow's log determinant."""
@@ -234,14 +232,19 @@ def _log_r(factors: Factors, flow: nn.Module, parameters: Tensor, weight: Tensor
     return density.sum(-1) - 0.5 * math.log(2 * math.pi) * factors.size + log_det
 
 
-def _find_factors(bnn: BayesianNetwork, names: list[str], sampling: dict[str, str], others: str) -> dict[str, Factors]:
+def _find_factors(bnn: BayesianNetwork, sampling: dict[str, Sampling], others: str) -> dict[str, Factors]:
     """What is multiplied in each weight that can be treated.
+
+    Args:
+        bnn: The model.
+        sampling: The rule of each weight.
+        others: As of `MNF`.
 
     Raises:
         ValueError: If a weight cannot be and `others` is `"error"`, or none can.
     """
     found, left = {}, []
-    for name in names:
+    for name, rule in sampling.items():
         path, _, kind = name.rpartition(".")
         module = bnn.network.get_submodule(path)
         plain = isinstance(module, nn.Linear | _ConvNd) and kind in ("weight", "bias")
@@ -249,7 +252,7 @@ def _find_factors(bnn: BayesianNetwork, names: list[str], sampling: dict[str, st
             left.append((name, path, type(module).__name__))
         elif kind == "weight":
             dim = 1 if isinstance(module, nn.Linear | _ConvTransposeNd) else 0
-            per_row = isinstance(module, nn.Linear) and sampling[name] != "dense"
+            per_row = isinstance(module, nn.Linear) and rule != "dense"
             found[name] = Factors(name, dim, bnn.network.get_parameter(name).shape[dim], per_row)
     if left and others == "error":
         name, path, kind = left[0]

@@ -44,13 +44,9 @@ class PrunedMeanField(MeanField):
         super().__init__(bnn, init_scale, sampling)
         self.register_buffer("kept", torch.ones_like(self.loc, dtype=torch.bool))
 
-    def distributions(self) -> dict[str, Distribution]:
-        """As of `MeanField`, with a point at 0 in place of each pruned weight."""
-        sites = super().distributions()
-        parts = (self.split_blocks(flat)[0] for flat in (self.loc, self.log_scale, self.kept))
-        for loc, log_scale, kept, layout, sampling in zip(*parts, self._blocks, self._samplings, strict=True):
-            sites.update(PrunedBlock(loc, log_scale, kept, layout, sampling).sites())
-        return sites
+    def _block(self, index: int, loc: Tensor, log_scale: Tensor) -> PrunedBlock:
+        kept = self.split_blocks(self.kept)[0][index]
+        return PrunedBlock(loc, log_scale, kept, self._blocks[index], self._samplings[index])
 
 
 class PrunedNormal(TorchDistribution):
