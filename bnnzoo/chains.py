@@ -54,6 +54,17 @@ def stack(pairs: list[Pair]) -> State:
     )
 
 
+def hold(pair: Pair, state: State) -> None:
+    """Let the programs of a single chain hold its values; those of several chains hold the values of none."""
+    values = {name: value for part in state for name, value in part.items()}
+    if len(next(iter(values.values()))) > 1:
+        return
+    own = {**dict(pair.named_parameters()), **dict(pair.named_buffers())}
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value[0])
+
+
 def collect(pair: Pair, state: State, x: Tensor, y: Tensor, batch_size: int, seed: int) -> None:
     """Let every chain's guide take what it needs from the data (`Guide.collect`), into the stacked buffers.
 
@@ -120,11 +131,7 @@ class Trainer:
         if self.chains == 1:
             own = dict(pair.named_parameters())
             own_buffers = dict(pair.named_buffers())
-            with torch.no_grad():
-                for name, value in parameters.items():
-                    own[name].copy_(value[0])
-                for name, value in buffers.items():
-                    own_buffers[name].copy_(value[0])
+            hold(pair, state)
             self._leaves: list[Tensor] = [own[name] for name in parameters]
             self.parameters = {name: own[name].detach()[None] for name in parameters}
             self.buffers = {name: own_buffers[name].detach()[None] for name in buffers}

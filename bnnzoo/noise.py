@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import scoringrules
 import torch
 from torch import Tensor
 
@@ -80,18 +81,8 @@ def tune_noise(
     scales = _best(errors / units, by, held[0].numel())
     new = scales.reshape(held.shape).to(held)
     holder[f"model.likelihood.{name}"] = new.log() if name == "log_scale" else new
-    pair = posterior._pair.copy()
-    if posterior.chains == 1:
-        with torch.no_grad():
-            getattr(pair.model.likelihood, name).copy_(holder[f"model.likelihood.{name}"][0])
-    return Posterior(
-        pair,
-        parameters,
-        buffers,
-        standardization=posterior.standardization,
-        history=posterior.history,
-        info={**posterior.info, "noise": {"by": by, "data": dataset.name, "num_data": len(dataset)}},
-    )
+    noise = {"by": by, "data": dataset.name, "num_data": len(dataset)}
+    return posterior._changed(posterior._pair.copy(), (parameters, buffers), noise=noise)
 
 
 def _best(errors: Tensor, by: str, count: int) -> Tensor:
@@ -148,9 +139,8 @@ def _crps(errors: Tensor, scale: Tensor) -> Tensor:
         scale: Noise scales, [chain, 1 or C].
     """
     std = (scale.square()[:, None] + errors.var(1, correction=0)).sqrt()
-    z = errors.mean(1) / std
-    density = (-0.5 * z.square()).exp() / math.sqrt(2.0 * math.pi)
-    return (std * (z * torch.erf(z / math.sqrt(2.0)) + 2.0 * density - 1.0 / math.sqrt(math.pi))).mean((1, 2))
+    bias = errors.mean(1)
+    return scoringrules.crps_normal(bias, torch.zeros_like(bias), std, backend="torch").mean((1, 2))
 
 
 def _negative_pll(errors: Tensor, scale: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bnnzoo import densities
 from bnnzoo._vectorize import CountingBytes, Pair, evaluating, pyro_settings, seeded, vectorize
+from bnnzoo.chains import State, hold
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
@@ -266,6 +267,17 @@ class Posterior:
         from bnnzoo.serialization import save
 
         save(self, Path(path))
+
+    def _changed(self, pair: Pair, state: State, **info: Any) -> Posterior:
+        """A posterior made of this one: other programs and values, and what `info` says of them."""
+        hold(pair, state)
+        return Posterior(
+            pair,
+            *state,
+            standardization=self.standardization,
+            history=self.history,
+            info={**self.info, **info},
+        )
 
     def _number(self, num_samples: int | None, default: int) -> int:
         if num_samples is not None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bnnzoo import files
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
+from bnnzoo.chains import hold
 from bnnzoo.data import Standardization
 from bnnzoo.guides import Empirical, Guide
 from bnnzoo.network import BayesianNetwork
@@ -143,10 +144,7 @@ def _build(
     ):
         theirs = {name: list(value.shape[1:]) for name, value in stored.items()}
         _compare(theirs, {name: list(value.shape) for name, value in own.items()}, "network and guide do", what)
-    if _chains(content) == 1:
-        with torch.no_grad():
-            for name, value in {**content["parameters"], **content["buffers"]}.items():
-                _get(pair, name).copy_(value[0])
+    hold(pair, (content["parameters"], content["buffers"]))
     state = content["standardization"]
     return Posterior(
         pair.train(content["training"]),
@@ -164,17 +162,6 @@ def _compare(theirs: dict[str, list[int]], ours: dict[str, list[int]], subject: 
         if theirs.get(name) != ours.get(name):
             here, there = ("none" if each is None else f"shape {each}" for each in (ours.get(name), theirs.get(name)))
             raise ValueError(f"{subject} not fit the file: {what} {name!r} has {here}, the file's {there}")
-
-
-def _chains(content: dict[str, Any]) -> int:
-    return len(next(iter((content["parameters"] or content["buffers"]).values())))
-
-
-def _get(pair: Pair, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    module = pair.get_submodule(path)
-    value = module._parameters.get(leaf)
-    return value if value is not None else module._buffers[leaf]  # type: ignore[return-value]
 
 
 def _describe_network(network: nn.Module) -> Any:

@@ -49,20 +49,10 @@ def prune(posterior: Posterior, threshold: float = 5.0) -> Posterior:
     buffers["guide.kept"] = kept
     model = posterior._pair.copy().model
     pair = Pair(model, PrunedMeanField(model, guide.init_scale, guide.sampling).to(posterior.device))
-    if posterior.chains == 1:
-        with torch.no_grad():
-            for name, value in [*pair.named_parameters(), *pair.named_buffers()]:
-                if name in parameters or name in buffers:
-                    value.copy_({**parameters, **buffers}[name][0])
+    pair.train(posterior._pair.training)
     total = sparsity(posterior, threshold).total.tolist()
-    return Posterior(
-        pair.train(posterior._pair.training),
-        parameters,
-        buffers,
-        standardization=posterior.standardization,
-        history=posterior.history,
-        info={**posterior.info, "pruned": {"threshold": float(threshold), "share": total}},
-    )
+    pruned = {"threshold": float(threshold), "share": total}
+    return posterior._changed(pair, (parameters, buffers), pruned=pruned)
 
 
 def _kept(posterior: Posterior, threshold: float) -> tuple[MeanField, Tensor]:

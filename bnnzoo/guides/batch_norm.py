@@ -204,7 +204,7 @@ class BatchNorm(Map):
             torch.Size([64])
         """
         # These build on the guides.
-        from bnnzoo.chains import collect, stack
+        from bnnzoo.chains import collect, hold, stack
         from bnnzoo.data import as_dataset
         from bnnzoo.posterior import Posterior
         from bnnzoo.training_data import check_last_batch, checksum, training_tensors
@@ -226,9 +226,7 @@ class BatchNorm(Map):
             check_last_batch(bnn, x, 1)
         state = stack([pair])
         collect(pair, state, x, y, batch_size, seed)
-        with torch.no_grad():
-            for name, buffer in pair.named_buffers():
-                buffer.copy_(state[1][name][0])
+        hold(pair, state)
         info = {
             "seed": seed,
             "batch_size": batch_size,
