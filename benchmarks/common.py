@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnnzoo import Posterior, load
+
 DATA_SIZE = 10_000
 """Rows of the imaginary data set that a timed minibatch stands for."""
 
@@ -180,6 +182,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers must come formatted."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def kept(path: Path, make: Callable[[], Posterior], network: nn.Module | None = None) -> Posterior:
+    """The posterior in a file; if there is none, what `make` returns, written there.
+
+    Args:
+        path: The file, `NAME.bnn`.
+        make: Fits or samples it; `info["seconds"]` tells the processor time that took.
+        network: Of a class that a file cannot hold, see `bnnzoo.load`.
+    """
+    if path.exists():
+        return load(path, network)
+    begin = time.process_time()
+    posterior = make()
+    posterior.info["seconds"] = time.process_time() - begin
+    posterior.save(path)
+    print(f"{path.stem}: {posterior.info['seconds']:.0f} CPU s", flush=True)
+    return posterior
 
 
 def write(arguments: argparse.Namespace, results: Any) -> None:

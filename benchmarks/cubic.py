@@ -8,7 +8,6 @@ log-uniform). NUTS says what the bands of this model should be. With `--keep`, w
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, parser, start, table, write
+from common import describe, environment, kept, parser, start, table, write
 from matplotlib.figure import Figure
 from pyro.distributions import Normal
 
-from bnnzoo import BayesianNetwork, Posterior, data, fit, guides, likelihoods, load, models, objectives, priors, sample
+from bnnzoo import BayesianNetwork, Posterior, data, fit, guides, likelihoods, models, objectives, priors, sample
 from bnnzoo.evaluation.plots import BLUE, GRAY, VERMILION
 
 NOISE = 3.0
@@ -89,9 +88,10 @@ def posterior_of(name: str, seed: int, keep: Path) -> Posterior:
         seed: Fixes everything but the data.
         keep: Folder of posteriors.
     """
-    path = keep / f"{name}.bnn"
-    if path.exists():
-        return load(path)
+    return kept(keep / f"{name}.bnn", partial(_fitted, name, seed))
+
+
+def _fitted(name: str, seed: int) -> Posterior:
     method, train = METHODS[name], data.load("cubic").with_standardization()
     assert train.standardization is not None
     assert train.standardization.y_scale is not None
@@ -99,28 +99,22 @@ def posterior_of(name: str, seed: int, keep: Path) -> Posterior:
     torch.manual_seed(seed)
     network = models.MLP(1, 1, (HIDDEN,))
     bnn = BayesianNetwork(network, likelihoods.Gaussian(noise), method.prior or Normal(0.0, 1.0))
-    begin = time.process_time()
     if method.guide is None:
-        posterior = sample(bnn, train, seed=seed, progress=False, **SETTING["nuts"])
-    else:
-        epochs = SETTING.get("epochs", method.epochs)
-        posterior = fit(
-            bnn,
-            method.guide(bnn),
-            train,
-            objective=objectives.ELBO(kl_weight=objectives.KLAnnealing(SETTING["kl_annealing"] * epochs)),
-            epochs=epochs,
-            batch_size=len(train),
-            lr=SETTING["lr"],
-            scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
-            chains=SETTING["restarts"],
-            seed=seed,
-            progress=False,
-        )
-    posterior.info["seconds"] = time.process_time() - begin
-    posterior.save(path)
-    print(f"{name}: {posterior.info['seconds']:.0f} CPU s", flush=True)
-    return posterior
+        return sample(bnn, train, seed=seed, progress=False, **SETTING["nuts"])
+    epochs = SETTING.get("epochs", method.epochs)
+    return fit(
+        bnn,
+        method.guide(bnn),
+        train,
+        objective=objectives.ELBO(kl_weight=objectives.KLAnnealing(SETTING["kl_annealing"] * epochs)),
+        epochs=epochs,
+        batch_size=len(train),
+        lr=SETTING["lr"],
+        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        chains=SETTING["restarts"],
+        seed=seed,
+        progress=False,
+    )
 
 
 def bands(posterior: Posterior, pooled: bool, x: torch.Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:

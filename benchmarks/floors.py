@@ -4,7 +4,7 @@ They handle `nn.Sequential` networks of linear and convolutional layers under a 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,12 @@ def apply_layer(layer: nn.Module, h: Tensor, weight: Tensor, bias: Tensor) -> Te
     return F.conv2d(h, weight, bias, layer.stride)
 
 
+def views(flat: Tensor, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
+    """A flat vector's parts in these shapes, one after the other."""
+    parts = flat.split([shape.numel() for shape in shapes])
+    return iter([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+
+
 def flat_step(
     network: nn.Sequential, x: Tensor, y: Tensor, local_conv: bool = True, lr: float = LR, init_scale: float = 0.01
 ) -> Step:
@@ -70,7 +76,6 @@ def flat_step(
         A function that does one step and returns the loss.
     """
     shapes = [p.shape for p in network.parameters()]
-    sizes = [shape.numel() for shape in shapes]
     loc = nn.utils.parameters_to_vector(network.parameters()).detach().requires_grad_()
     log_variance = torch.full_like(loc, 2 * math.log(init_scale)).requires_grad_()
     optimizer = torch.optim.Adam([loc, log_variance], lr=lr, fused=True)
@@ -78,8 +83,7 @@ def flat_step(
     def step() -> Tensor:
         optimizer.zero_grad()
         variance = log_variance.exp()
-        locs = iter([v.view(s) for v, s in zip(loc.split(sizes), shapes, strict=True)])
-        variances = iter([v.view(s) for v, s in zip(variance.split(sizes), shapes, strict=True)])
+        locs, variances = views(loc, shapes), views(variance, shapes)
         h = x
         for layer in network:
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -149,7 +153,6 @@ def mnf_step(
         A function that does one step and returns the loss.
     """
     shapes = [p.shape for p in network.parameters()]
-    sizes = [shape.numel() for shape in shapes]
     layers = [layer for layer in network if isinstance(layer, nn.Linear | nn.Conv2d)]
     dims = [layer.in_features if isinstance(layer, nn.Linear) else layer.out_channels for layer in layers]
     values = _mnf_start(network, dims, length) if start is None else [value.clone() for value in start]
@@ -163,8 +166,7 @@ def mnf_step(
     def step() -> Tensor:
         optimizer.zero_grad()
         variance = log_variance.exp()
-        locs = iter([v.view(s) for v, s in zip(loc.split(sizes), shapes, strict=True)])
-        variances = iter([v.view(s) for v, s in zip(variance.split(sizes), shapes, strict=True)])
+        locs, variances = views(loc, shapes), views(variance, shapes)
         mixing = iter(
             zip(z_loc.split(dims), z_log_scale.split(dims), r.split(dims, 1), dims, q_flows, r_flows, strict=True)
         )

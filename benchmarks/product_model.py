@@ -16,7 +16,6 @@ modes before they separate (the KL divergence of the bound makes it settle in on
 
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, parser, start, table, write
+from common import describe, environment, kept, parser, start, table, write
 from matplotlib.figure import Figure
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from bnnzoo import BayesianNetwork, Posterior, fit, guides, likelihoods, load, objectives, sample
-from bnnzoo._vectorize import pyro_settings, vectorize
+from bnnzoo import BayesianNetwork, Posterior, fit, guides, likelihoods, objectives, sample
+from bnnzoo._contract.measure import mapped
 from bnnzoo.evaluation.plots import BLUE, GRAY
 
 SETTING: dict[str, Any] = {
@@ -177,19 +175,19 @@ def posterior_of(name: str, seed: int, keep: Path) -> Posterior:
         seed: Fixes everything but the data.
         keep: Folder of posteriors.
     """
-    method, path = METHODS[name], keep / f"{name}.bnn"
-    network = method.network()
-    if path.exists():
-        return load(path, network)
-    bnn = BayesianNetwork(network, likelihoods.Gaussian(1.0))
+    return kept(keep / f"{name}.bnn", partial(_fitted, name, seed), METHODS[name].network())
+
+
+def _fitted(name: str, seed: int) -> Posterior:
+    method = METHODS[name]
+    bnn = BayesianNetwork(method.network(), likelihoods.Gaussian(1.0))
     x, y = observations()
     epochs, high = SETTING["epochs"], SETTING["cooling"]
 
     def weight(epoch: float) -> float:
         return max(1.0, high ** (1 - 2 * epoch / epochs))
 
-    begin = time.process_time()
-    posterior = fit(
+    return fit(
         bnn,
         method.guide(bnn),
         (x, y),
@@ -203,38 +201,24 @@ def posterior_of(name: str, seed: int, keep: Path) -> Posterior:
         seed=seed,
         progress=False,
     )
-    posterior.info["seconds"] = time.process_time() - begin
-    posterior.save(path)
-    print(f"{name}: {posterior.info['seconds']:.0f} CPU s", flush=True)
-    return posterior
 
 
 def reference(seed: int, keep: Path) -> list[Posterior]:
     """NUTS from either mode, a posterior of one chain each."""
-    posteriors = []
-    for sign in (1.0, -1.0):
-        path = keep / f"nuts{sign:+.0f}.bnn"
-        if not path.exists():
-            bnn = BayesianNetwork(Product(), likelihoods.Gaussian(1.0))
-            begin = init_to_value(values={"weights.weight": torch.full((1, 2), sign)})
-            sample(
-                bnn, observations(), seed=seed + (sign < 0), init_strategy=begin, progress=False, **SETTING["nuts"]
-            ).save(path)
-        posteriors.append(load(path, Product()))
-    return posteriors
+
+    def drawn(sign: float) -> Posterior:
+        bnn = BayesianNetwork(Product(), likelihoods.Gaussian(1.0))
+        begin = init_to_value(values={"weights.weight": torch.full((1, 2), sign)})
+        settings = {"seed": seed + (sign < 0), "init_strategy": begin, "progress": False, **SETTING["nuts"]}
+        return sample(bnn, observations(), **settings)
+
+    return [kept(keep / f"nuts{sign:+.0f}.bnn", partial(drawn, sign), Product()) for sign in (1.0, -1.0)]
 
 
 def bounds(posterior: Posterior, draws: int) -> Tensor:
     """Single-draw estimates of each chain's ELBO, [chain, draw]."""
-    loss, data = objectives.ELBO().differentiable_loss, observations()
-
-    def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], _: Tensor) -> Tensor:
-        return -functional_call(posterior._pair, (parameters, buffers), (loss, *data))
-
-    over_draws = vectorize(one, in_dims=(None, None, 0))
-    with torch.no_grad(), pyro_settings(posterior._pair), torch.random.fork_rng():
-        torch.manual_seed(1)
-        return vectorize(over_draws, in_dims=(0, 0, None))(*posterior.state(), torch.zeros(draws)).double()
+    loss = objectives.ELBO().differentiable_loss
+    return -mapped(posterior._pair, posterior.state(), draws, loss, *observations(), seed=1).double()
 
 
 def weights(posterior: Posterior, draws: int | None = None) -> Tensor:

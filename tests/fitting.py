@@ -18,11 +18,6 @@ Y = X.sum(1) + 0.1 * torch.randn(N, generator=gen(1))
 LABELS = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 
 
-X = torch.randn(N, 3, generator=gen())
-Y = X.sum(1) + 0.1 * torch.randn(N, generator=gen(1))
-LABELS = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
-
-
 def network(out=1, seed=0):
     with seeded(seed):
         return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, out))

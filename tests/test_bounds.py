@@ -14,11 +14,10 @@ import torch
 from conjugate import Conjugate
 from statistical import assert_mean
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import bnnzoo.guides.mnf as mnf
 from bnnzoo import BayesianNetwork, Posterior, fit, guides
-from bnnzoo._vectorize import evaluating, pyro_settings, vectorize
+from bnnzoo._contract.measure import mapped
 from bnnzoo.objectives import ELBO
 
 MODEL = Conjugate(n=30, d=3)
@@ -43,15 +42,7 @@ FLOWS = ["masked", "realnvp", "iaf"]
 
 def draws_of_the_bound(posterior: Posterior, draws: int = DRAWS, model: Conjugate = MODEL) -> Tensor:
     """Single-draw estimates of each chain's ELBO on all data, [chain, draw], as the objective makes them."""
-    loss = ELBO().differentiable_loss
-
-    def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], _: Tensor) -> Tensor:
-        return -functional_call(posterior._pair, (parameters, buffers), (loss, *model.data))
-
-    over_draws = vectorize(one, in_dims=(None, None, 0))
-    with torch.no_grad(), pyro_settings(posterior._pair), evaluating(posterior._pair):
-        state = posterior.state()
-        return vectorize(over_draws, in_dims=(0, 0, None))(*state, torch.zeros(draws)).double()
+    return -mapped(posterior._pair, posterior.state(), draws, ELBO().differentiable_loss, *model.data).double()
 
 
 def short(make: Callable[[BayesianNetwork], nn.Module], **settings) -> Posterior:
