@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnnzoo._vectorize import Pair, evaluating, pyro_settings, seeded, vectorize
 from bnnzoo.guides import Guide
-from bnnzoo.objectives import ELBO
+from bnnzoo.objectives import Objective
 
 #: Stacked parameters and buffers of all chains, [chain, ...].
 State = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -175,7 +175,7 @@ class Trainer:
     def _can_be_mapped(self) -> bool:
         # Pyro's own ELBOs, and batch normalization with a cumulative average, call `.item()`.
         items = any(isinstance(m, _BatchNorm) and m.momentum is None for m in self.pair.modules())
-        return isinstance(self.objective, ELBO) and not items
+        return isinstance(self.objective, Objective) and not items
 
     def step(self, index: Tensor) -> Tensor:
         """One optimizer step; returns the losses before it, [chain]."""

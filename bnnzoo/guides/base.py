@@ -29,10 +29,15 @@ class Guide(Program):
 
     Attributes:
         has_density: Whether the guide has a density over the sites (a point does not).
+        bounds_evidence: Whether what is trained has a density over the sites, or jointly over them and auxiliary ones,
+            so that the ELBO is a bound of the evidence and draws can be weighed by p / q.
+        one_draw_a_batch: Whether in training all particles of a batch are the same draw.
         layout: Order of all sites in the guide's flat parameters.
     """
 
     has_density: ClassVar[bool] = True
+    bounds_evidence: ClassVar[bool] = True
+    one_draw_a_batch: ClassVar[bool] = False
 
     def __init__(self, bnn: BayesianNetwork) -> None:
         if not isinstance(bnn, BayesianNetwork):

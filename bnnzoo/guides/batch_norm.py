@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -75,6 +75,8 @@ class BatchNorm(Map):
         ValueError: If the network has no batch normalization, a layer has no weight, bias or running statistics, these
             have no prior or are shared, or an argument is out of range.
     """
+
+    one_draw_a_batch: ClassVar[bool] = True
 
     def __init__(self, bnn: BayesianNetwork, statistics: str = "batches", num_statistics: int = 200) -> None:
         super().__init__(bnn)

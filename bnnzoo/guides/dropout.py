@@ -86,6 +86,7 @@ class Dropout(Guide):
     """
 
     has_density: ClassVar[bool] = False
+    bounds_evidence: ClassVar[bool] = False
 
     def __init__(
         self,

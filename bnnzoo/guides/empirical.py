@@ -27,6 +27,7 @@ class Empirical(Guide):
     """
 
     has_density: ClassVar[bool] = False
+    bounds_evidence: ClassVar[bool] = False
 
     def __init__(self, bnn: BayesianNetwork, draws: dict[str, Tensor]) -> None:
         super().__init__(bnn)

@@ -24,6 +24,7 @@ class Map(Guide):
     """
 
     has_density: ClassVar[bool] = False
+    bounds_evidence: ClassVar[bool] = False
 
     def __init__(self, bnn: BayesianNetwork) -> None:
         super().__init__(bnn)

@@ -1,0 +1,171 @@
+"""What the objectives share: particles, the weight of the KL divergence, Pyro's interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor, nn
+
+from bnnzoo._types import Site
+from bnnzoo._vectorize import vectorize
+from bnnzoo.objectives.divergence import kl_terms, log_ratio
+from bnnzoo.objectives.sites import Sites
+
+#: Log likelihoods of the elements of an observed site, [K, N...], and how many data each of them stands for.
+DataTerm = tuple[Tensor, float | Tensor]
+
+
+class Objective(pyro.infer.ELBO):
+    """What a fit minimizes: a function of K draws of the weights ("particles"), of which `combine` makes a loss.
+
+    A subclass writes `combine`, and says by `joint` what draws it needs.
+
+    Args:
+        num_particles: Number K ≥ 1 of draws of the weights; mapped by `vmap`. For K = 1 every objective is the ELBO.
+        kl_weight: β ≥ 0, which multiplies log q - log p₀ wherever it occurs: a number, or a function of the epoch (a
+            float that grows through training from 0), for KL annealing; `KLAnnealing(epochs)` is the usual one. A
+            number other than 1 tempers the posterior: the likelihood counts with the power 1/β.
+
+    Attributes:
+        epoch: What `kl_weight` is called with; `fit` keeps it.
+
+    Raises:
+        ValueError: If `num_particles` or `kl_weight` is out of range.
+    """
+
+    def __init__(self, num_particles: int = 1, kl_weight: float | Callable[[float], float] = 1.0) -> None:
+        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+            raise ValueError(f"num_particles must be an integer of at least 1, not {num_particles!r}")
+        if not callable(kl_weight) and not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a finite number of at least 0, or a function, not {kl_weight}")
+        super().__init__(num_particles=num_particles)
+        self.kl_weight = kl_weight
+        self.epoch = 0.0
+
+    @property
+    def joint(self) -> bool:
+        """Whether a particle must be one value of the weights for all data, with log q and log p₀ at that value.
+
+        Otherwise weights are drawn in the guide's structured form (`guides.MeanField(sampling=...)`, dropout's masks),
+        independent for each datum where the guide can, and KL divergences are analytic wherever they are known.
+        """
+        return False
+
+    def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
+        """The loss, a differentiable scalar, summed over the data set that the batch stands for.
+
+        Args:
+            data: For each observed site the log likelihoods of its elements under each particle, [K, N...], and how
+                many data an element stands for: a number, or a tensor [N...].
+            divergence: β (log q - log p₀) of each particle's draw, [K], or the analytic expectation of that.
+        """
+        raise NotImplementedError
+
+    def differentiable_loss(self, model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on one batch, differentiable; a scalar, summed over the data set that the batch stands for.
+
+        Raises:
+            ValueError: If the objective is not defined for the guide; says why.
+        """
+        self._check(guide)
+        counts: list[float | Tensor] = []
+
+        def particle() -> list[Tensor]:
+            log_likelihoods, divergence, counts[:] = self._particle(model, guide, args, kwargs)
+            return [*log_likelihoods, divergence]
+
+        *log_likelihoods, divergence = self._draw(particle, model)
+        return self.combine(list(zip(log_likelihoods, counts, strict=True)), divergence)
+
+    def loss(self, model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, its gradients accumulated in the parameters: what `pyro.infer.SVI` calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any) -> Any:
+        # Pyro's interface asks for it; traces of one draw, weights dense.
+        return get_importance_trace("flat", math.inf, model, guide, args, kwargs)
+
+    def _check(self, guide: nn.Module) -> None:
+        if self.joint and not getattr(type(guide), "bounds_evidence", True):
+            raise ValueError(
+                f"{self} weighs draws by p(w) / q(w), and what guides.{type(guide).__name__} trains has no density of "
+                "the weights to divide by: use objectives.ELBO or objectives.BBAlpha"
+            )
+
+    def _particle(
+        self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[list[Tensor], Tensor, list[float | Tensor]]:
+        """The log likelihoods and the divergence of one draw, and the elements' counts."""
+        guide_sites = Sites(structured=not self.joint)
+        q = guide_sites.run(guide, *args, **kwargs)
+        p = Sites(guide_sites.drawn).run(model, *args, **kwargs)
+        divergence = log_ratio(q, p) if self.joint else _sum(kl_terms(q, p))
+        weight = self.kl_weight(self.epoch) if callable(self.kl_weight) else self.kl_weight
+        if weight != 1.0:
+            divergence = weight * divergence
+        observed = [_observation(site) for site in p.values() if site["is_observed"]]
+        return [log_likelihood for log_likelihood, _ in observed], divergence, [count for _, count in observed]
+
+    def _draw(self, particle: Callable[[], list[Tensor]], model: nn.Module) -> list[Tensor]:
+        """What K calls of a function return, stacked."""
+        if self.num_particles == 1:
+            return [value[None] for value in particle()]
+        modules = model.modules() if isinstance(model, nn.Module) else ()  # Pyro's handlers return functions
+        if any(_updates_buffers(module) for module in modules):
+            # Each particle moves the running statistics in turn; mapped particles cannot share that write.
+            particles = [particle() for _ in range(self.num_particles)]
+            return [torch.stack(values) for values in zip(*particles, strict=True)]
+        # Pyro's global store takes in new parameters outside of vmap only: there a first particle announces them.
+        first = None if pyro.settings.get("module_local_params") else particle()
+        with pyro.validation_enabled(False):  # it calls .item()
+            rest = vectorize(lambda _: particle())(torch.arange(self.num_particles - (first is not None)))
+        if first is None:
+            return rest
+        return [torch.cat([one[None], others]) for one, others in zip(first, rest, strict=True)]
+
+    def __str__(self) -> str:
+        return f"objectives.{type(self).__name__}"
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _observation(site: Site) -> DataTerm:
+    log_likelihood, count, mask = site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
+    if mask is None or mask is True:
+        return log_likelihood, count
+    mask = torch.as_tensor(mask, device=log_likelihood.device).expand(log_likelihood.shape)
+    return torch.where(mask, log_likelihood, 0.0), count * mask
+
+
+def _updates_buffers(module: nn.Module) -> bool:
+    return module.training and getattr(module, "track_running_stats", False)
+
+
+class KLAnnealing:
+    """A `kl_weight` that rises linearly from 0 to 1 over the first `epochs` epochs (> 0) and stays at 1."""
+
+    def __init__(self, epochs: float) -> None:
+        if not epochs > 0:
+            raise ValueError(f"epochs must be positive, not {epochs}")
+        self.epochs = epochs
+
+    def __call__(self, epoch: float) -> float:
+        """The weight of the KL divergence at an epoch."""
+        return min(1.0, epoch / self.epochs)

@@ -1,0 +1,108 @@
+"""`BBAlpha`: black-box α-divergence minimization, and `Predictive`, its case α = 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from bnnzoo.objectives.base import DataTerm, Objective
+from bnnzoo.power_mean import log_power_mean
+
+
+class BBAlpha(Objective):
+    r"""The BB-α energy: minimizing it fits q by α-divergences, from zero-forcing (α = 0) to mass-covering (α = 1).
+
+    In the form of Li & Gal 2017 (eq. 6), for N data of which a batch has B,
+
+        L(q) = β KL(q || p₀) - (N / B) Σ_n (1/α) log (1/K) Σ_k p(y_n | x_n, ω_nk)^α,
+
+    with K draws ω_nk for each datum: of its own where the guide can draw so (masks of dropout, local
+    reparameterization, flipout), else shared by the batch. α = 0 is the ELBO, exactly, and the loss is continuous
+    there; α = 1 is minus the log predictive probability of each datum, plus the KL (`Predictive`); α < 0 is more
+    zero-forcing than the ELBO. K = 1 is the ELBO whatever α. The logarithm of a mean of K draws is biased towards the
+    ELBO, by about `α/2 Var[log p] (1 - 1/K)` less than the whole difference: `benchmarks/alpha.py` has figures.
+
+    With `exact=True`, the energy before Li & Gal's approximation by large N (eqs. 2 and 3; Hernández-Lobato et al.
+    2016; Li & Turner 2016), whose factors share out prior and q:
+
+        L(q) = -(N / B) Σ_n (1/α) log (1/K) Σ_k [p(y_n | x_n, ω_k) (p₀(ω_k) / q(ω_k))^(β/N)]^α.
+
+    It needs a guide with a density (or one with auxiliary variables, as `guides.MNF`, whose joint density counts) and
+    draws that are whole weights, one for all data.
+
+    Args:
+        alpha: α, any finite number; 0.5 is the Hellinger value.
+        num_particles: Number K ≥ 1 of draws; 10 in the paper. Mapped by `vmap`.
+        kl_weight: β, see `Objective`.
+        exact: The energy with the factors of p₀ and q.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        num_particles: int = 10,
+        kl_weight: float | Callable[[float], float] = 1.0,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(num_particles, kl_weight)
+        if isinstance(alpha, bool) or not math.isfinite(alpha):
+            raise ValueError(f"alpha must be a finite number, not {alpha!r}")
+        self.alpha = float(alpha)
+        self.exact = exact
+
+    @property
+    def joint(self) -> bool:
+        """Whether the energy is the exact one."""
+        return self.exact
+
+    def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
+        """Power means over the particles, datum by datum."""
+        total = 0.0 if self.exact else divergence.mean()
+        shared = divergence / _size(data) if self.exact else None
+        for log_likelihood, count in data:
+            factor = log_likelihood
+            if shared is not None:
+                factor = log_likelihood - shared.view(-1, *[1] * (log_likelihood.dim() - 1))
+            total = total - (count * log_power_mean(factor, self.alpha)).sum()
+        return total
+
+    def _check(self, guide: nn.Module) -> None:
+        super()._check(guide)
+        if guide.training and self.num_particles > 1 and self.alpha != 0 and getattr(guide, "one_draw_a_batch", False):
+            raise ValueError(
+                f"in training the draw of guides.{type(guide).__name__} is the batch itself, the same for all "
+                f"particles, so that {self} would be the ELBO at {self.num_particles} times its price: use "
+                "objectives.ELBO()"
+            )
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}({self.alpha:g}{', exact=True' if self.exact else ''})"
+
+
+class Predictive(BBAlpha):
+    """`BBAlpha` with α = 1: minus the log predictive probability of each datum, plus β KL(q || p₀).
+
+    Args:
+        num_particles: Number K ≥ 1 of draws.
+        kl_weight: β, see `Objective`.
+
+    Raises:
+        ValueError: If `num_particles` or `kl_weight` is out of range.
+    """
+
+    def __init__(self, num_particles: int = 10, kl_weight: float | Callable[[float], float] = 1.0) -> None:
+        super().__init__(1.0, num_particles, kl_weight)
+
+
+def _size(data: list[DataTerm]) -> float | Tensor:
+    """Number N of data that the batch stands for."""
+    sizes = [
+        count.expand(values.shape[1:]).sum() if isinstance(count, Tensor) else count * values[0].numel()
+        for values, count in data
+    ]
+    return sum(sizes)

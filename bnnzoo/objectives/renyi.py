@@ -1,0 +1,82 @@
+"""`Renyi`: the variational Rényi bound, and `ImportanceWeighted`, its case α = 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from bnnzoo.objectives.base import DataTerm, Objective
+from bnnzoo.power_mean import log_power_mean
+
+
+class Renyi(Objective):
+    r"""The variational Rényi bound (Li & Turner 2016, eqs. 12 and 13) over values of all weights, as a loss:
+
+        -L_α(q) = -1/(1-α) log (1/K) Σ_k [p(y, ω_k) / q(ω_k)]^(1-α),
+
+    with p(y, ω) the joint density of all data and of weights that are one value for all of them. α = 1 is the ELBO (its
+    divergence sampled), α = 0 the importance-weighted bound, α = -∞ the largest weight alone (VR-max). For α > 0 it
+    bounds the evidence from below in the limit of large K, and above for α < 0; for finite K it lies between the ELBO
+    and that limit. Gradients are of the reparameterized estimate, Σ_k v_k ∇ log [p(y, ω_k) / q(ω_k)], with weights v_k
+    proportional to the powers (eq. 14). (In `BBAlpha` α counts the other way, and the mean is taken datum by datum.)
+
+    The weights of N data differ by a power N: in a network with many data and weights one particle takes nearly all,
+    and more particles bring little. A minibatch of B stands for N data by the power N/B of its likelihood, which is no
+    unbiased estimate of the bound, unlike the ELBO's; nor has a minibatch's value any claim to bound the evidence.
+
+    The guide must have a density, or one jointly with its auxiliary variables. With β ≠ 1 the weights are
+    p(y | ω) (p₀(ω) / q(ω))^β.
+
+    Args:
+        alpha: α, a number or -∞.
+        num_particles: Number K ≥ 1 of draws, mapped by `vmap`.
+        kl_weight: β, see `Objective`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, alpha: float = 0.5, num_particles: int = 10, kl_weight: float | Callable[[float], float] = 1.0
+    ) -> None:
+        super().__init__(num_particles, kl_weight)
+        if isinstance(alpha, bool) or not -math.inf <= alpha < math.inf:
+            raise ValueError(f"alpha must be a finite number or -inf, not {alpha!r}")
+        self.alpha = float(alpha)
+
+    @property
+    def joint(self) -> bool:
+        """True: weights are values for all data."""
+        return True
+
+    def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
+        """A power mean over the particles of the ratio of joint densities."""
+        log_weight = -divergence
+        for log_likelihood, count in data:
+            log_weight = log_weight + (count * log_likelihood).reshape(len(log_likelihood), -1).sum(1)
+        return -log_power_mean(log_weight, 1.0 - self.alpha)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}({self.alpha:g})"
+
+
+class ImportanceWeighted(Renyi):
+    """`Renyi` with α = 0: the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016) over all weights.
+
+    It rises with K towards the log evidence, and is a lower bound of it for every K.
+
+    Args:
+        num_particles: Number K ≥ 1 of draws.
+        kl_weight: β, see `Objective`.
+
+    Raises:
+        ValueError: If `num_particles` or `kl_weight` is out of range.
+    """
+
+    def __init__(self, num_particles: int = 10, kl_weight: float | Callable[[float], float] = 1.0) -> None:
+        super().__init__(0.0, num_particles, kl_weight)
+
+    def __str__(self) -> str:
+        return f"objectives.{type(self).__name__}"
