@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,8 +22,8 @@ class BBAlpha(Objective):
     with K draws ω_nk for each datum: of its own where the guide can draw so (masks of dropout, local
     reparameterization, flipout), else shared by the batch. α = 0 is the ELBO, exactly, and the loss is continuous
     there; α = 1 is minus the log predictive probability of each datum, plus the KL (`Predictive`); α < 0 is more
-    zero-forcing than the ELBO. K = 1 is the ELBO whatever α. The logarithm of a mean of K draws is biased towards the
-    ELBO, by about `α/2 Var[log p] (1 - 1/K)` less than the whole difference: `benchmarks/alpha.py` has figures.
+    zero-forcing than the ELBO. K = 1 is the ELBO whatever α. The logarithm of a mean of K draws is biased: the loss is
+    too high, by about `α Var[log p] / 2K` a datum where that is small (`benchmarks/alpha.py` has figures).
 
     With `exact=True`, the energy before Li & Gal's approximation by large N (eqs. 2 and 3; Hernández-Lobato et al.
     2016; Li & Turner 2016), whose factors share out prior and q:
@@ -62,14 +63,12 @@ class BBAlpha(Objective):
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """Power means over the particles, datum by datum."""
-        total = 0.0 if self.exact else divergence.mean()
-        shared = divergence / _size(data) if self.exact else None
+        loss = divergence.mean()
+        if self.exact:
+            data = _shared(data, divergence - loss)
         for log_likelihood, count in data:
-            factor = log_likelihood
-            if shared is not None:
-                factor = log_likelihood - shared.view(-1, *[1] * (log_likelihood.dim() - 1))
-            total = total - (count * log_power_mean(factor, self.alpha)).sum()
-        return total
+            loss = loss - (count * log_power_mean(log_likelihood, self.alpha)).sum()
+        return loss
 
     def _check(self, guide: nn.Module) -> None:
         super()._check(guide)
@@ -99,10 +98,11 @@ class Predictive(BBAlpha):
         super().__init__(1.0, num_particles, kl_weight)
 
 
-def _size(data: list[DataTerm]) -> float | Tensor:
-    """Number N of data that the batch stands for."""
-    sizes = [
+def _shared(data: list[DataTerm], log_ratio: Tensor) -> list[DataTerm]:
+    """Log likelihoods less the N-th part of each particle's log ratio, [K]; N data are what the batch stands for."""
+    size: Any = sum(
         count.expand(values.shape[1:]).sum() if isinstance(count, Tensor) else count * values[0].numel()
         for values, count in data
-    ]
-    return sum(sizes)
+    )
+    share = log_ratio / size
+    return [(values - share.view(-1, *[1] * (values.dim() - 1)), count) for values, count in data]

@@ -12,7 +12,7 @@ from bnnzoo.power_mean import log_power_mean
 
 
 class Renyi(Objective):
-    r"""The variational Rényi bound (Li & Turner 2016, eqs. 12 and 13) over values of all weights, as a loss:
+    r"""The variational Rényi bound (Li & Turner 2016, eqs. 12 and 13) over values of all weights, as a loss.
 
         -L_α(q) = -1/(1-α) log (1/K) Σ_k [p(y, ω_k) / q(ω_k)]^(1-α),
 

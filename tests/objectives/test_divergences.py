@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from statistical import assert_mean
 from torch import Tensor, nn
 
-from bnnzoo import BayesianNetwork, guides, likelihoods, objectives, priors
+from bnnzoo import BayesianNetwork, guides, likelihoods, priors
 from bnnzoo._vectorize import pyro_settings, vectorize
 from bnnzoo.objectives import Sites, divergence, kl_terms
 from bnnzoo.weights import FlatNormal
