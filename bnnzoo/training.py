@@ -27,7 +27,7 @@ from bnnzoo.checkpoint import Checkpoint
 from bnnzoo.data import as_dataset
 from bnnzoo.guides import Empirical, Guide
 from bnnzoo.network import BayesianNetwork
-from bnnzoo.objectives import ELBO
+from bnnzoo.objectives import ELBO, Objective
 from bnnzoo.posterior import Posterior
 from bnnzoo.training_data import check_last_batch, checksum, input_range, training_tensors, validation_split
 
@@ -263,7 +263,7 @@ class _Run:
             trainer.buffers,
             history=self._arrays(),
             info={
-                "objective": type(self.objective).__name__,
+                "objective": self._objective(),
                 "seed": self.seed,
                 "batch_size": batch_size,
                 "lr": self.lr,
@@ -293,12 +293,17 @@ class _Run:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: torch.stack(values, dim=1).numpy() for name, values in self.history.items()}
 
+    def _objective(self) -> str:
+        if isinstance(self.objective, Objective):
+            return repr(self.objective)
+        numbers = {name: value for name, value in vars(self.objective).items() if isinstance(value, int | float)}
+        return f"{type(self.objective).__name__} {numbers}"
+
     def _fingerprint(
         self, trainer: Trainer, scheduler: Any, batch_size: int, held_out: tuple[Tensor, Tensor] | None
     ) -> dict[str, Any]:
         """What must agree for a checkpoint to continue this run."""
         model = trainer.pair.model
-        numbers = {name: value for name, value in vars(self.objective).items() if isinstance(value, int | float)}
         return {
             "seed": self.seed,
             "chains": self.chains,
@@ -310,7 +315,7 @@ class _Run:
             "clip_norm": self.clip_norm,
             "adversarial": self.adversarial,
             "patience": self.patience,
-            "objective": f"{type(self.objective).__name__} {numbers}",
+            "objective": self._objective(),
             "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
             "scheduler": type(scheduler).__name__,
             "guide": _description(trainer.pair.guide),

@@ -207,7 +207,7 @@ class TestRest:
         assert fit_.device.type == "cpu"
         assert fit_.standardization is None
         assert fit_.info["num_data"] == N
-        assert fit_.info["objective"] == "ELBO"
+        assert fit_.info["objective"].startswith("ELBO(num_particles=")
 
     def test_same_device(self):
         fit_ = fitted(chains=2)

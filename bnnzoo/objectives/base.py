@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,8 @@ DataTerm = tuple[Tensor, float | Tensor]
 class Objective(pyro.infer.ELBO):
     """What a fit minimizes: a function of K draws of the weights ("particles"), of which `combine` makes a loss.
 
-    A subclass writes `combine`, and says by `joint` what draws it needs.
+    A subclass writes `combine`, says by `joint` what draws it needs, and keeps its arguments as attributes of the same
+    names.
 
     Args:
         num_particles: Number K ≥ 1 of draws of the weights; mapped by `vmap`. For K = 1 every objective is the ELBO.
@@ -100,8 +102,8 @@ class Objective(pyro.infer.ELBO):
     def _check(self, guide: nn.Module) -> None:
         if self.joint and not getattr(type(guide), "bounds_evidence", True):
             raise ValueError(
-                f"{self} weighs draws by p(w) / q(w), and what guides.{type(guide).__name__} trains has no density of "
-                "the weights to divide by: use objectives.ELBO or objectives.BBAlpha"
+                f"{self!r} weighs draws by p(w) / q(w), and what guides.{type(guide).__name__} trains has no density "
+                "of the weights to divide by: use objectives.ELBO or objectives.BBAlpha"
             )
 
     def _particle(
@@ -135,8 +137,11 @@ class Objective(pyro.infer.ELBO):
             return rest
         return [torch.cat([one[None], others]) for one, others in zip(first, rest, strict=True)]
 
-    def __str__(self) -> str:
-        return f"objectives.{type(self).__name__}"
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        # A function's own representation is its address, another in every process.
+        texts = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in given.items())
+        return f"{type(self).__name__}({', '.join(texts)})"
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -169,3 +174,6 @@ class KLAnnealing:
     def __call__(self, epoch: float) -> float:
         """The weight of the KL divergence at an epoch."""
         return min(1.0, epoch / self.epochs)
+
+    def __repr__(self) -> str:
+        return f"KLAnnealing(epochs={self.epochs!r})"

@@ -75,12 +75,9 @@ class BBAlpha(Objective):
         if guide.training and self.num_particles > 1 and self.alpha != 0 and getattr(guide, "one_draw_a_batch", False):
             raise ValueError(
                 f"in training the draw of guides.{type(guide).__name__} is the batch itself, the same for all "
-                f"particles, so that {self} would be the ELBO at {self.num_particles} times its price: use "
+                f"particles, so that {self!r} would be the ELBO at {self.num_particles} times its price: use "
                 "objectives.ELBO()"
             )
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}({self.alpha:g}{', exact=True' if self.exact else ''})"
 
 
 class Predictive(BBAlpha):

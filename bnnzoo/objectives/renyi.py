@@ -58,9 +58,6 @@ class Renyi(Objective):
             log_weight = log_weight + (count * log_likelihood).reshape(len(log_likelihood), -1).sum(1)
         return -log_power_mean(log_weight, 1.0 - self.alpha)
 
-    def __str__(self) -> str:
-        return f"{super().__str__()}({self.alpha:g})"
-
 
 class ImportanceWeighted(Renyi):
     """`Renyi` with α = 0: the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016) over all weights.
@@ -77,6 +74,3 @@ class ImportanceWeighted(Renyi):
 
     def __init__(self, num_particles: int = 10, kl_weight: float | Callable[[float], float] = 1.0) -> None:
         super().__init__(0.0, num_particles, kl_weight)
-
-    def __str__(self) -> str:
-        return f"objectives.{type(self).__name__}"
