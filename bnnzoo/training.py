@@ -166,6 +166,8 @@ def _fit(
         callback=settings["callback"],
         progress=sys.stderr.isatty() if progress is None else progress,
     )
+    if isinstance(run.objective, type):
+        raise TypeError(f"objective must be an instance, {run.objective.__name__}(...), not the class")
     if not hasattr(run.objective, "differentiable_loss"):
         raise TypeError(f"{type(run.objective).__name__} has no differentiable_loss to train by: use bnnzoo.objectives")
     if run.checkpoint is not None and not run.checkpoint.parent.is_dir():
@@ -216,6 +218,7 @@ class _Run:
         held_out: tuple[Tensor, Tensor] | None,
     ) -> Posterior:
         objective = copy.copy(self.objective)
+        description = self._objective()
         make = partial(self.optimizer, lr=self.lr)
         reach = None if self.adversarial is None else self.adversarial * input_range(data[0])
         trainer = Trainer(pair, state, objective, data, make, self.clip_norm, reach)
@@ -263,7 +266,7 @@ class _Run:
             trainer.buffers,
             history=self._arrays(),
             info={
-                "objective": self._objective(),
+                "objective": description,
                 "seed": self.seed,
                 "batch_size": batch_size,
                 "lr": self.lr,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import pyro.infer
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.enum import get_importance_trace
+from pyro.poutine import unwrap
 from torch import Tensor, nn
 
 from bnnzoo._types import Site
@@ -19,6 +23,8 @@ from bnnzoo.objectives.sites import Sites
 
 #: Log likelihoods of the elements of an observed site, [K, N...], and how many data each of them stands for.
 DataTerm = tuple[Tensor, float | Tensor]
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Objective(pyro.infer.ELBO):
@@ -34,7 +40,7 @@ class Objective(pyro.infer.ELBO):
             number other than 1 tempers the posterior: the likelihood counts with the power 1/β.
 
     Attributes:
-        epoch: What `kl_weight` is called with; `fit` keeps it.
+        epoch: What `kl_weight` is called with, 0 at first; `fit` keeps it, a loop of your own has to.
 
     Raises:
         ValueError: If `num_particles` or `kl_weight` is out of range.
@@ -43,8 +49,10 @@ class Objective(pyro.infer.ELBO):
     def __init__(self, num_particles: int = 1, kl_weight: float | Callable[[float], float] = 1.0) -> None:
         if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
             raise ValueError(f"num_particles must be an integer of at least 1, not {num_particles!r}")
-        if not callable(kl_weight) and not 0 <= kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be a finite number of at least 0, or a function, not {kl_weight}")
+        if not callable(kl_weight) and not (is_number(kl_weight) and 0 <= kl_weight < math.inf):
+            raise ValueError(
+                f"kl_weight must be a finite number of at least 0, or a function of the epoch, not {kl_weight!r}"
+            )
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
         self.epoch = 0.0
@@ -74,14 +82,14 @@ class Objective(pyro.infer.ELBO):
         Raises:
             ValueError: If the objective is not defined for the guide; says why.
         """
-        self._check(guide)
+        self._check(unwrap(guide))
         counts: list[float | Tensor] = []
 
         def particle() -> list[Tensor]:
             log_likelihoods, divergence, counts[:] = self._particle(model, guide, args, kwargs)
             return [*log_likelihoods, divergence]
 
-        *log_likelihoods, divergence = self._draw(particle, model)
+        *log_likelihoods, divergence = self._draw(particle, model, guide)
         return self.combine(list(zip(log_likelihoods, counts, strict=True)), divergence)
 
     def loss(self, model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> float:
@@ -99,7 +107,8 @@ class Objective(pyro.infer.ELBO):
         # Pyro's interface asks for it; traces of one draw, weights dense.
         return get_importance_trace("flat", math.inf, model, guide, args, kwargs)
 
-    def _check(self, guide: nn.Module) -> None:
+    def _check(self, guide: Any) -> None:
+        """Refuse a guide, out of Pyro's handlers, that the objective is not defined for."""
         if self.joint and not getattr(type(guide), "bounds_evidence", True):
             raise ValueError(
                 f"{self!r} weighs draws by p(w) / q(w), and what guides.{type(guide).__name__} trains has no density "
@@ -120,17 +129,17 @@ class Objective(pyro.infer.ELBO):
         observed = [_observation(site) for site in p.values() if site["is_observed"]]
         return [log_likelihood for log_likelihood, _ in observed], divergence, [count for _, count in observed]
 
-    def _draw(self, particle: Callable[[], list[Tensor]], model: nn.Module) -> list[Tensor]:
+    def _draw(self, particle: Callable[[], list[Tensor]], model: nn.Module, guide: nn.Module) -> list[Tensor]:
         """What K calls of a function return, stacked."""
         if self.num_particles == 1:
             return [value[None] for value in particle()]
-        modules = model.modules() if isinstance(model, nn.Module) else ()  # Pyro's handlers return functions
-        if any(_updates_buffers(module) for module in modules):
+        if any(_updates_buffers(module) for module in _modules(model)):
             # Each particle moves the running statistics in turn; mapped particles cannot share that write.
             particles = [particle() for _ in range(self.num_particles)]
             return [torch.stack(values) for values in zip(*particles, strict=True)]
-        # Pyro's global store takes in new parameters outside of vmap only: there a first particle announces them.
-        first = None if pyro.settings.get("module_local_params") else particle()
+        # Parameters come into being outside of vmap only, in Pyro's global store or in its guides: in a first particle.
+        local = pyro.settings.get("module_local_params") and not any(_is_unmade(part) for part in _modules(guide))
+        first = None if local else particle()
         with pyro.validation_enabled(False):  # it calls .item()
             rest = vectorize(lambda _: particle())(torch.arange(self.num_particles - (first is not None)))
         if first is None:
@@ -138,13 +147,22 @@ class Objective(pyro.infer.ELBO):
         return [torch.cat([one[None], others]) for one, others in zip(first, rest, strict=True)]
 
     def __repr__(self) -> str:
-        given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        # A function's own representation is its address, another in every process.
-        texts = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in given.items())
+        own = inspect.signature(type(self)).parameters.values()
+        names = [parameter.name for parameter in own if parameter.kind not in _VARIADIC]
+        texts = []
+        for name in dict.fromkeys([*names, "num_particles", "kl_weight"]):
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self).__name__} must keep its argument {name!r} as an attribute")
+            value = getattr(self, name)
+            # Addresses of functions and the like are others in every process.
+            text = getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-f]+", "", repr(value))
+            texts.append(f"{name}={text}")
         return f"{type(self).__name__}({', '.join(texts)})"
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
+    if not terms:
+        return torch.zeros(())  # nothing is random: maximum likelihood
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -153,27 +171,57 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 def _observation(site: Site) -> DataTerm:
     log_likelihood, count, mask = site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
-    if mask is None or mask is True:
-        return log_likelihood, count
-    mask = torch.as_tensor(mask, device=log_likelihood.device).expand(log_likelihood.shape)
-    return torch.where(mask, log_likelihood, 0.0), count * mask
+    if mask is not None and mask is not True:
+        mask = torch.as_tensor(mask, device=log_likelihood.device)
+        log_likelihood, count = torch.where(mask, log_likelihood, 0.0), count * mask
+    if isinstance(count, Tensor):
+        shape = torch.broadcast_shapes(log_likelihood.shape, count.shape)
+        log_likelihood, count = log_likelihood.expand(shape), count.expand(shape)
+    return log_likelihood, count
+
+
+def _modules(program: Any) -> Iterator[nn.Module]:
+    """The modules of a model or a guide, within Pyro's handlers too; none of a function."""
+    program = unwrap(program)
+    return program.modules() if isinstance(program, nn.Module) else iter(())
 
 
 def _updates_buffers(module: nn.Module) -> bool:
     return module.training and getattr(module, "track_running_stats", False)
 
 
-class KLAnnealing:
-    """A `kl_weight` that rises linearly from 0 to 1 over the first `epochs` epochs (> 0) and stays at 1."""
+def _is_unmade(guide: nn.Module) -> bool:
+    """Whether a guide of Pyro's has yet to make its parameters, which it does in its first call."""
+    return isinstance(guide, AutoGuide) and guide.prototype_trace is None
 
-    def __init__(self, epochs: float) -> None:
-        if not epochs > 0:
-            raise ValueError(f"epochs must be positive, not {epochs}")
+
+def is_number(value: Any) -> bool:
+    """Whether an argument is a real number (NaN and infinities are), and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+class KLAnnealing:
+    """A `kl_weight` that rises linearly from 0 over the first epochs of a fit and stays where it is then.
+
+    Args:
+        epochs: How many epochs the rise takes, > 0.
+        final: The weight β that it rises to, ≥ 0; other than 1 it tempers the posterior.
+
+    Raises:
+        ValueError: If `epochs` is not a positive number, or `final` is out of range.
+    """
+
+    def __init__(self, epochs: float, final: float = 1.0) -> None:
+        if not (is_number(epochs) and 0 < epochs < math.inf):
+            raise ValueError(f"epochs must be positive and finite, not {epochs!r}")
+        if not (is_number(final) and 0 <= final < math.inf):
+            raise ValueError(f"final must be a finite number of at least 0, not {final!r}")
         self.epochs = epochs
+        self.final = final
 
     def __call__(self, epoch: float) -> float:
         """The weight of the KL divergence at an epoch."""
-        return min(1.0, epoch / self.epochs)
+        return self.final * min(1.0, epoch / self.epochs)
 
     def __repr__(self) -> str:
-        return f"KLAnnealing(epochs={self.epochs!r})"
+        return f"KLAnnealing(epochs={self.epochs!r}, final={self.final!r})"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnnzoo.objectives.base import DataTerm, Objective
+from bnnzoo.objectives.base import DataTerm, Objective, is_number
 from bnnzoo.power_mean import log_power_mean
 
 
@@ -51,7 +51,7 @@ class BBAlpha(Objective):
         exact: bool = False,
     ) -> None:
         super().__init__(num_particles, kl_weight)
-        if isinstance(alpha, bool) or not math.isfinite(alpha):
+        if not (is_number(alpha) and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a finite number, not {alpha!r}")
         self.alpha = float(alpha)
         self.exact = exact
@@ -70,9 +70,10 @@ class BBAlpha(Objective):
             loss = loss - (count * log_power_mean(log_likelihood, self.alpha)).sum()
         return loss
 
-    def _check(self, guide: nn.Module) -> None:
+    def _check(self, guide: Any) -> None:
         super()._check(guide)
-        if guide.training and self.num_particles > 1 and self.alpha != 0 and getattr(guide, "one_draw_a_batch", False):
+        one_draw = getattr(guide, "one_draw_a_batch", False) and guide.training
+        if one_draw and self.num_particles > 1 and self.alpha != 0:
             raise ValueError(
                 f"in training the draw of guides.{type(guide).__name__} is the batch itself, the same for all "
                 f"particles, so that {self!r} would be the ELBO at {self.num_particles} times its price: use "

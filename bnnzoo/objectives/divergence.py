@@ -60,7 +60,7 @@ def log_ratio(q: dict[str, Site], p: dict[str, Site]) -> Tensor:
     """
     _check_sites(q, p)
     if all(isinstance(_base(site["fn"]), Delta) for site in q.values()):
-        raise ValueError("the guide is a point, which has no density to weigh draws by: use objectives.ELBO")
+        raise ValueError("the guide is a point, which has no density to weigh draws by: use objectives.ELBO or BBAlpha")
     total: Any = 0.0
     for name, site in q.items():
         if name not in p:

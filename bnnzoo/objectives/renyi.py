@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from bnnzoo.objectives.base import DataTerm, Objective
+from bnnzoo.objectives.base import DataTerm, Objective, is_number
 from bnnzoo.power_mean import log_power_mean
 
 
@@ -17,14 +17,17 @@ class Renyi(Objective):
         -L_α(q) = -1/(1-α) log (1/K) Σ_k [p(y, ω_k) / q(ω_k)]^(1-α),
 
     with p(y, ω) the joint density of all data and of weights that are one value for all of them. α = 1 is the ELBO (its
-    divergence sampled), α = 0 the importance-weighted bound, α = -∞ the largest weight alone (VR-max). For α > 0 it
-    bounds the evidence from below in the limit of large K, and above for α < 0; for finite K it lies between the ELBO
-    and that limit. Gradients are of the reparameterized estimate, Σ_k v_k ∇ log [p(y, ω_k) / q(ω_k)], with weights v_k
-    proportional to the powers (eq. 14). (In `BBAlpha` α counts the other way, and the mean is taken datum by datum.)
+    divergence sampled), α = 0 the importance-weighted bound, α = -∞ the largest weight alone (VR-max). In the limit of
+    large K it bounds the log evidence from below for α > 0 and from above for α < 0; in between its expectation moves
+    from the ELBO (K = 1) to that limit, up for α < 1 and down for α > 1. The limit is infinite where the mean of the
+    powers is: for α < 0 if q has too light tails, for α > 1 if it has too heavy ones. Gradients are of the
+    reparameterized estimate, Σ_k v_k ∇ log [p(y, ω_k) / q(ω_k)], with weights v_k proportional to the powers and of sum
+    1 (eq. 14). (In `BBAlpha` α counts the other way, and the mean is taken datum by datum.)
 
-    The weights of N data differ by a power N: in a network with many data and weights one particle takes nearly all,
-    and more particles bring little. A minibatch of B stands for N data by the power N/B of its likelihood, which is no
-    unbiased estimate of the bound, unlike the ELBO's; nor has a minibatch's value any claim to bound the evidence.
+    The ratio is a product over all N data: in a network with many data and weights it differs so much that one particle
+    takes nearly all the weight, and more particles bring little. A minibatch of B stands for N data by the power N/B of
+    its likelihood, which is no unbiased estimate of the bound, unlike the ELBO's; nor has a minibatch's value any claim
+    to bound the evidence.
 
     The guide must have a density, or one jointly with its auxiliary variables. With β ≠ 1 the weights are
     p(y | ω) (p₀(ω) / q(ω))^β.
@@ -42,7 +45,7 @@ class Renyi(Objective):
         self, alpha: float = 0.5, num_particles: int = 10, kl_weight: float | Callable[[float], float] = 1.0
     ) -> None:
         super().__init__(num_particles, kl_weight)
-        if isinstance(alpha, bool) or not -math.inf <= alpha < math.inf:
+        if not (is_number(alpha) and -math.inf <= alpha < math.inf):
             raise ValueError(f"alpha must be a finite number or -inf, not {alpha!r}")
         self.alpha = float(alpha)
 
@@ -62,7 +65,7 @@ class Renyi(Objective):
 class ImportanceWeighted(Renyi):
     """`Renyi` with α = 0: the importance-weighted bound (Burda, Grosse & Salakhutdinov 2016) over all weights.
 
-    It rises with K towards the log evidence, and is a lower bound of it for every K.
+    Its expectation rises with K towards the log evidence, and is a lower bound of it for every K.
 
     Args:
         num_particles: Number K ≥ 1 of draws.

@@ -29,11 +29,16 @@ class Sites(Messenger):
         self.values = values or {}
         self.structured = structured
         self.messages: dict[str, Site] = {}
+        self._subsamples: dict[str, Site] = {}
 
     def _pyro_sample(self, msg: Site) -> None:
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"]:
             return
         assert msg["name"] is not None
+        if site_is_subsample(msg):
+            if msg["value"] is None and msg["name"] in self.values:
+                msg["value"] = self.values[msg["name"]]
+            return
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
@@ -42,9 +47,8 @@ class Sites(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if not site_is_subsample(msg):
-            assert msg["name"] is not None
-            self.messages[msg["name"]] = msg
+        assert msg["name"] is not None
+        (self._subsamples if site_is_subsample(msg) else self.messages)[msg["name"]] = msg
 
     def run(self, program: Callable, *args: Any, **kwargs: Any) -> dict[str, Site]:
         """Run a program and return its sample sites, by name."""
@@ -54,8 +58,9 @@ class Sites(Messenger):
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """The values of the recorded latent sites."""
-        return {name: msg["value"] for name, msg in self.messages.items() if not msg["is_observed"]}
+        """The values of the recorded latent sites, and the rows that plates drew."""
+        sites = {**self._subsamples, **self.messages}
+        return {name: msg["value"] for name, msg in sites.items() if not msg["is_observed"]}
 
 
 def log_prob(site: Site) -> Tensor:
