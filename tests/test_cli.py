@@ -172,6 +172,18 @@ def test_counts_and_nuts(here):
     assert bnnzoo.load("nuts/posterior.bnn").sample(4)["layers.0.weight"].shape == (1, 4, 2, 1)
 
 
+def test_fit_says_and_records_its_objective(here, capsys):
+    objective = ["--objective", "bb-alpha", "--alpha", "-0.5", "--particles", "3", "--annealing", "0.5"]
+    run("fit", "--data", "cubic", "--guide", "dropout", *objective, *QUICK, "--chains", "1", "--out", "there")
+    said = words(capsys.readouterr().out)
+    assert "guide dropout objective BB-α -0.5, 3 particles, KL weight rising to 1 until epoch 1 settings" in said
+    record = json.loads(Path("there/metrics.json").read_text())
+    own = "BBAlpha(alpha=-0.5, num_particles=3, kl_weight=KLAnnealing(epochs=1.0, final=1.0), exact=False)"
+    assert record["objective"] == own == bnnzoo.load("there/posterior.bnn").info["objective"]
+    options = {"objective": "bb-alpha", "alpha": "-0.5", "particles": "3", "annealing": "0.5"}
+    assert record["options"].items() >= options.items()
+
+
 def test_failure_is_a_sentence_and_exit_code_1(here, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -355,7 +367,34 @@ def test_large_data_get_no_more_steps_than_the_entry_s_own(here, tmp_path):
         (["--prior", "he:2"], r"--prior: he takes no numbers; given: 2"),
         (["--prior", "scale-mixture:2"], r"--prior: .*weight"),
         (["--objective", "elob"], r"--objective: there is no 'elob'\. Did you mean 'elbo'\?"),
-        (["--objective", "elbo:1.5"], r"--objective: particles of elbo must be a whole number; given: 1\.5"),
+        (["--objective", "elbo:1.5"], r"--objective: num_particles of elbo must be a whole number; given: 1\.5"),
+        (["--objective", "elbo:0"], r"--objective: must be a number above 0; given: 0"),
+        (["--objective", "elbo:3,0.5"], r"--objective: elbo takes num_particles; given: 3,0\.5"),
+        (["--objective", "bb-alpha:1,2,3"], r"--objective: bb-alpha takes alpha, num_particles; given: 1,2,3"),
+        (["--objective", "bb-alpha:half"], r"--objective: 'half' is no number"),
+        (["--objective", "bb-alpha:nan"], r"--objective: alpha must be a finite number, not nan"),
+        (["--objective", "bb-alpha", "--alpha", "-inf"], r"--alpha: alpha must be a finite number, not -inf"),
+        (["--alpha", "0.5"], r"--alpha: objective ELBO takes none; bb-alpha, bb-alpha-exact, renyi do"),
+        (["--objective", "iw", "--alpha", "0.5"], r"--alpha: objective iw takes none; bb-alpha, bb-alpha-exact, renyi"),
+        (["--objective", "bb-alpha:0.5", "--alpha", "0.5"], r"--alpha: --objective bb-alpha:0\.5 says it already"),
+        (["--objective", "elbo:5", "--particles", "5"], r"--particles: --objective elbo:5 says it already"),
+        (["--particles", "0"], r"'--particles': Input should be greater than or equal to 1"),
+        (["--kl-weight", "-1"], r"--kl-weight: must be a finite number of at least 0; given: -1"),
+        (["--kl-weight", "nan"], r"--kl-weight: must be a finite number of at least 0; given: nan"),
+        (["--annealing", "1.5"], r"--annealing: must be a share of the training, from 0 to 1; given: 1\.5"),
+        (["--objective", "renyi", "--guide", "map"], r"--objective: Renyi\(.* guides\.Map trains has no density"),
+        (
+            ["--objective", "bb-alpha-exact", "--guide", "dropout"],
+            r"--objective: .* guides\.Dropout trains has no density",
+        ),
+        (["--objective", "iw", "--prior", "log-uniform"], r"--objective: the prior of .* is LogUniform"),
+        (
+            ["--objective", "bb-alpha", "--entry", "mcbn/digits"],
+            r"--objective: .* guides\.BatchNorm is the batch itself",
+        ),
+        (["--objective", "elbo", "--guide", "nuts"], r"--objective: means nothing with --guide nuts"),
+        (["--objective", "elbo", "--entry", "nuts/cubic"], r"--objective: means nothing with entry nuts/cubic"),
+        (["--kl-weight", "1", "--entry", "nuts/cubic"], r"--kl-weight: means nothing with entry nuts/cubic"),
         (["--likelihood", "gausian"], r"--likelihood: there is no 'gausian'\. Did you mean 'gaussian'\?"),
         (["--likelihood", "categorical"], r"--likelihood: is for classification; diabetes is regression"),
         (["--noise", "lerned"], r"--noise: must be learned, prior or a number above 0; .* Did you mean 'learned'\?"),
@@ -370,7 +409,7 @@ def test_large_data_get_no_more_steps_than_the_entry_s_own(here, tmp_path):
         (["--guide", "dropout:1"], r"rate must be in \[0, 1\), not 1"),
         (["--guide", "mnf:2,10,3"], r"--guide: mnf takes flow_length, hidden; given: 2,10,3"),
         (["--guide", "laplace:2"], r"--guide: laplace takes no numbers; given: 2"),
-        (["--entry", "mean-field/uci-mlp", "--guide", "mcbn"], r"batch norm"),
+        (["--entry", "mean-field/uci-mlp", "--data", "diabetes", "--guide", "mcbn"], r"batch norm"),
         (["--adversarial", "2"], r"--adversarial: must be a fraction above 0 and at most 1; given: 2"),
         (["--guide", "nuts", "--adversarial", "0.1"], r"--adversarial: means nothing with --guide nuts"),
         (["--hidden", "50,x"], r"--hidden: 'x' is no number"),
@@ -579,6 +618,6 @@ def test_export(diabetes_run, here, capsys):
 def test_list_names_everything(capsys):
     run("list", "all")
     output = capsys.readouterr().out
-    named = [*models.catalogue, *data.names(), "student-t", "heteroscedastic", "nuts", "elbo"]
+    named = [*models.catalogue, *data.names(), "student-t", "heteroscedastic", "nuts", *parsing.OBJECTIVES]
     assert [name for name in named if name not in output] == []
     assert "Did you mean 'priors'?" in fails(capsys, "list", "prior")

@@ -72,6 +72,7 @@ def _main(
         "bnnzoo fit --csv houses.csv --target price --guide map --chains 10 --out runs/ensemble",
         "bnnzoo fit --data digits --prior laplace:0.5 --sampling flipout",
         "bnnzoo fit --data yacht --guide nuts --hidden 10",
+        "bnnzoo fit --guide dropout:0.1 --objective bb-alpha --alpha 0.5 --particles 10",
         "bnnzoo fit --entry mean-field/lenet-mnist --epochs 10",
     )
 )
@@ -117,7 +118,28 @@ def fit(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="What is minimized: elbo, or elbo:PARTICLES.", rich_help_panel=MODEL),
+        typer.Option(
+            help=f"What is minimized: {', '.join(options.OBJECTIVES)}; with numbers, as bb-alpha:0.5,10, see "
+            "[bold]bnnzoo list objectives[/bold].",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="The objective's α, of bb-alpha and renyi.", rich_help_panel=MODEL)
+    ] = None,
+    particles: Annotated[
+        int | None, typer.Option(min=1, help="The objective's draws of the weights a step.", rich_help_panel=MODEL)
+    ] = None,
+    kl_weight: Annotated[
+        float | None,
+        typer.Option(help="Of any objective: what multiplies the KL divergence; default 1.", rich_help_panel=MODEL),
+    ] = None,
+    annealing: Annotated[
+        float | None,
+        typer.Option(
+            help="Of any objective: the share of the training, 0 to 1, over which that weight rises from 0.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     prior: Annotated[
         str | None,
@@ -320,7 +342,9 @@ LISTS: dict[str, Callable[[], Table]] = {
     "guides": _list_guides,
     "priors": lambda: _choices("priors: bnnzoo fit --prior NAME", options.PRIORS),
     "likelihoods": lambda: _choices("likelihoods: bnnzoo fit --likelihood NAME", options.LIKELIHOODS),
-    "objectives": lambda: _choices("objectives: bnnzoo fit --objective NAME", options.OBJECTIVES),
+    "objectives": lambda: _choices(
+        "objectives: bnnzoo fit --objective NAME, all with --kl-weight and --annealing", options.OBJECTIVES
+    ),
 }
 
 

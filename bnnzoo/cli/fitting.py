@@ -77,7 +77,8 @@ def introduce(plan: Plan, console: Console) -> None:
         ("data", f"{train.name}: {len(train)} training and {len(plan.split.test)} test rows of {shape}, {train.task}"),
         ("network", f"{type(built.bnn.network).__name__}, {weights} weights"),
         ("likelihood", type(built.bnn.likelihood).__name__),
-        ("guide", plan.guide if built.guide is None else f"{plan.guide}, {type(built.objective).__name__}"),
+        ("guide", plan.given.get("guide", plan.guide if built.guide is None else type(built.guide).__name__)),
+        *([] if built.objective is None else [("objective", report.objective(built.objective))]),
         ("settings", f"{settings}, seed {plan.seed}"),
     ]
     report.facts(console, rows)
@@ -136,6 +137,7 @@ def write(
         "loss": [float(chain[-1]) for chain in posterior.history.get("loss", ())],
         "seconds": seconds,
         "entry": plan.entry.name,
+        "objective": posterior.info.get("objective"),
         "options": dict(plan.given),
         "training": {name: value for name, value in plan.built.training.items() if isinstance(value, int | float)},
         "versions": {

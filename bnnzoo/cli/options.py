@@ -1,7 +1,8 @@
 """What the command line's names mean, and the checks of every option before any work.
 
 Each table maps a name to a `Choice`; a new guide, prior, likelihood or objective is one line here. A value on
-the command line is `name` or `name:number,number` (`normal:0.5`); numbers go to the choice's function in order.
+the command line is `name` or `name:number,number` (`normal:0.5`); numbers go to the choice's function in order, and
+each is checked against what its `Number` says of it.
 """
 
 import inspect
@@ -22,6 +23,19 @@ from bnnzoo.models.catalogue import NOISE
 
 
 @dataclass(frozen=True)
+class Number:
+    """What a number after the colon may be.
+
+    Attributes:
+        whole: Whether only whole numbers will do.
+        positive: Whether only finite numbers above 0 will do; if not, what is made of it knows its range, and says so.
+    """
+
+    whole: bool = False
+    positive: bool = True
+
+
+@dataclass(frozen=True)
 class Choice:
     """A thing that an option can name.
 
@@ -29,14 +43,25 @@ class Choice:
         make: Builds it, from the numbers after the colon and from what it is built of (a guide from the model).
         help: One line for `bnnzoo list`.
         task: The task of a likelihood; None for everything else.
-        takes: Arguments of `make` that the numbers after the colon are, and their types; default: all of `make`'s that
-            are numbers and have a default.
+        takes: Arguments of `make` that the numbers after the colon are, and what they may be; default: all of `make`'s
+            that are numbers and have a default, positive ones.
     """
 
     make: Callable[..., Any]
     help: str
     task: str | None = None
-    takes: Mapping[str, type] | None = None
+    takes: Mapping[str, Number] | None = None
+
+    @property
+    def numbers(self) -> Mapping[str, Number]:
+        """The arguments of `make` that the numbers after the colon are, in their order."""
+        if self.takes is not None:
+            return self.takes
+        return {
+            p.name: Number(whole=p.annotation in (int, "int"))
+            for p in inspect.signature(self.make).parameters.values()
+            if p.annotation in (float, int, "float", "int") and p.default is not p.empty
+        }
 
 
 def _normal(scale: float = 1.0) -> priors.Prior:
@@ -59,10 +84,6 @@ def _scale_mixture(weight: float = 0.5, scale1: float = 1.0, scale2: float = 0.1
     return priors.ScaleMixture(weight, scale1, scale2)
 
 
-def _elbo(epochs: int, particles: int = 1, annealing: float = 0.0) -> objectives.ELBO:
-    return entry.elbo(particles, annealing)(epochs)
-
-
 PRIORS: dict[str, Choice] = {
     "normal": Choice(_normal, "Gaussian of mean 0; normal:SCALE, default 1"),
     "laplace": Choice(_laplace, "Laplace of mean 0; laplace:SCALE, default 1"),
@@ -82,14 +103,18 @@ LIKELIHOODS: dict[str, Choice] = {
     "poisson": Choice(entry.poisson, "counts 0, 1, 2, ...", "counts"),
 }
 
-_FLOW = {"flow_length": int, "hidden": int}
-_RATE = {"rate": float}
+_FLOW = {"flow_length": Number(whole=True), "hidden": Number(whole=True)}
+_RATE = {"rate": Number()}
 
 GUIDES: dict[str, Choice] = {
     "mean-field": Choice(
-        guides.MeanField, "independent Gaussians, one a weight; mean-field:INITIAL_SCALE", takes={"init_scale": float}
+        guides.MeanField,
+        "independent Gaussians, one a weight; mean-field:INITIAL_SCALE",
+        takes={"init_scale": Number()},
     ),
-    "low-rank": Choice(guides.LowRank, "a Gaussian of low rank plus diagonal; low-rank:RANK", takes={"rank": int}),
+    "low-rank": Choice(
+        guides.LowRank, "a Gaussian of low rank plus diagonal; low-rank:RANK", takes={"rank": Number(whole=True)}
+    ),
     "mnf": Choice(
         guides.MNF, "multiplicative normalizing flows, masked as in the paper; mnf:STEPS,HIDDEN", takes=_FLOW
     ),
@@ -101,7 +126,9 @@ GUIDES: dict[str, Choice] = {
         partial(guides.Dropout, learn_rate=True), "Bernoulli noise on units at rates that are learned", takes=_RATE
     ),
     "mcbn": Choice(
-        guides.BatchNorm, "statistics of random batches; mcbn:BATCHES, default 200", takes={"num_statistics": int}
+        guides.BatchNorm,
+        "statistics of random batches; mcbn:BATCHES, default 200",
+        takes={"num_statistics": Number(whole=True)},
     ),
     "mcbn-gaussian": Choice(partial(guides.BatchNorm, statistics="gaussian"), "their Gaussian form", takes={}),
     "laplace": Choice(guides.Laplace, "a Gaussian around the mode, its curvature's diagonal", takes={}),
@@ -114,8 +141,36 @@ GUIDES: dict[str, Choice] = {
 NUTS = "nuts"
 """The one name of `--guide` that is no guide: the posterior is sampled."""
 
+_PARTICLES = {"num_particles": Number(whole=True)}
+_ALPHA = {"alpha": Number(positive=False), **_PARTICLES}
+
 OBJECTIVES: dict[str, Choice] = {
-    "elbo": Choice(_elbo, "evidence lower bound; elbo:PARTICLES,ANNEALING (share of the training), default 1 and none"),
+    "elbo": Choice(objectives.ELBO, "the evidence lower bound; elbo:PARTICLES, default 1", takes=_PARTICLES),
+    "bb-alpha": Choice(
+        objectives.BBAlpha,
+        "black-box α-divergences, from the ELBO (α = 0) to the predictive probability of each datum (α = 1); "
+        "bb-alpha:ALPHA,PARTICLES, default 0.5,10",
+        takes=_ALPHA,
+    ),
+    "bb-alpha-exact": Choice(
+        partial(objectives.BBAlpha, exact=True),
+        "the same before its approximation by many data, for guides that have a density",
+        takes=_ALPHA,
+    ),
+    "predictive": Choice(
+        objectives.Predictive, "bb-alpha with α = 1; predictive:PARTICLES, default 10", takes=_PARTICLES
+    ),
+    "renyi": Choice(
+        objectives.Renyi,
+        "the Rényi bound over values of all weights, for guides that have a density, from an importance-weighted bound "
+        "(α = 0) to the ELBO (α = 1); renyi:ALPHA,PARTICLES, default 0.5,10",
+        takes=_ALPHA,
+    ),
+    "iw": Choice(
+        objectives.ImportanceWeighted,
+        "the importance-weighted bound, renyi with α = 0; iw:PARTICLES, default 10",
+        takes=_PARTICLES,
+    ),
 }
 
 
@@ -181,15 +236,15 @@ def positive(option: str, value: float) -> float:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """Parses comma-separated numbers above 0.
+    """Parses comma-separated numbers.
 
     Raises:
-        typer.BadParameter: Something is no such number.
+        typer.BadParameter: Something is no number.
     """
     values = []
     for part in text.split(","):
         try:
-            values.append(positive(option, float(part)))
+            values.append(float(part))
         except ValueError:
             raise bad(option, f"{part.strip()!r} is no number (in {text!r}; commas separate numbers)") from None
     return values
@@ -212,22 +267,32 @@ def parse(option: str, text: str, table: Mapping[str, Choice]) -> partial[Any]:
     name, colon, rest = text.partition(":")
     choice = table[known(option, name.strip(), table)]
     values = numbers(option, rest) if colon else []
-    if choice.takes is not None:
-        taken = {parameter: kind is int for parameter, kind in choice.takes.items()}
-    else:
-        taken = {
-            p.name: p.annotation in (int, "int")
-            for p in inspect.signature(choice.make).parameters.values()
-            if p.annotation in (float, int, "float", "int") and p.default is not p.empty
-        }
-    if len(values) > len(taken):
-        raise bad(option, f"{name} takes {', '.join(taken) or 'no numbers'}; given: {rest}")
+    if len(values) > len(choice.numbers):
+        raise bad(option, f"{name} takes {', '.join(choice.numbers) or 'no numbers'}; given: {rest}")
     bound: dict[str, float] = {}
-    for (parameter, whole), value in zip(taken.items(), values, strict=False):
-        if whole and value != int(value):
+    for (parameter, number), value in zip(choice.numbers.items(), values, strict=False):
+        if number.positive:
+            positive(option, value)
+        if number.whole and value != int(value):
             raise bad(option, f"{parameter} of {name} must be a whole number; given: {value:g}")
-        bound[parameter] = int(value) if whole else value
+        bound[parameter] = int(value) if number.whole else value
     return partial(choice.make, **bound)
+
+
+def inheriting(chosen: partial[Any], own: Callable[..., Any] | None, table: Mapping[str, Choice]) -> partial[Any]:
+    """What an option names, with the entry's settings of the same thing that the option leaves open.
+
+    Args:
+        chosen: What `parse` returned.
+        own: What the entry has in its place; None for nothing.
+        table: The choices by name; what sets two of them apart is not inherited.
+    """
+    if not isinstance(own, partial) or own.func is not chosen.func:
+        return chosen
+    makes = [choice.make for choice in table.values() if isinstance(choice.make, partial)]
+    apart = {name for make in makes if make.func is chosen.func for name in make.keywords}
+    kept = {name: value for name, value in own.keywords.items() if name not in apart}
+    return partial(chosen.func, **{**kept, **chosen.keywords})
 
 
 def parse_prior(text: str) -> Callable[[], priors.Prior]:
@@ -269,7 +334,7 @@ def parse_hidden(text: str) -> tuple[int, ...]:
     """
     if text == "none":
         return ()
-    sizes = numbers("--hidden", text)
+    sizes = [positive("--hidden", size) for size in numbers("--hidden", text)]
     if any(size != int(size) for size in sizes):
         raise bad("--hidden", f"layer sizes are whole numbers, such as 50,50; given: {text}")
     return tuple(int(size) for size in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import os
@@ -12,16 +13,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from bnnzoo import data, guides, priors
-from bnnzoo._vectorize import seeded
+from bnnzoo._vectorize import Pair, pyro_settings, seeded
 from bnnzoo.cli import options as parsing
 from bnnzoo.cli.options import bad, checking, known, known_data
 from bnnzoo.data import Dataset, Split
 from bnnzoo.models import catalogue
 from bnnzoo.models.catalogue import NOISE
 from bnnzoo.models.entry import Built, Entry, gaussian, mlp
+from bnnzoo.training_data import training_tensors
 from bnnzoo.weights import SAMPLINGS
 
 _NORMALIZED = "mcbn"  # the family whose networks need batch normalization
+
+_OPTIMIZED = ("objective", "alpha", "particles", "kl_weight", "annealing", "epochs", "batch_size", "lr", "adversarial")
+"""Options that sampling by NUTS has no use for."""
 
 MINIMUM_EPOCHS = 10
 """Without `--epochs`, other data than an entry's own get as many steps as these, and so many epochs at least."""
@@ -39,6 +44,10 @@ class FitOptions:
     guide: str | None = None
     sampling: str | None = None
     objective: str | None = None
+    alpha: float | None = None
+    particles: int | None = None
+    kl_weight: float | None = None
+    annealing: float | None = None
     prior: str | None = None
     likelihood: str | None = None
     noise: str | None = None
@@ -141,10 +150,12 @@ def resolve(options: FitOptions) -> Plan:
     guide, entry = _entry(options, dataset)
     entry = replace(entry, **changes)
     entry = replace(entry, **_guide_changes(options, entry, guide, split.train))
+    entry = replace(entry, **_objective_changes(options, entry))
     entry = replace(entry, training=_training(options, entry, split.train))
     # Chain 0 starts at the network's own initial values: they belong to the seed too.
     with checking(None), seeded(options.seed, "cpu"):
         built = entry.build(split)
+    _try_loss(options, built, split.train)
     out, note = _folder(options, f"{dataset.name}-{guide}")
     given = {name: str(value) for name, value in vars(options).items() if value is not None}
     return Plan(entry, guide, source, split, built, _samples(options, entry), options.seed, out, given, note)
@@ -161,10 +172,16 @@ def _check_names(options: FitOptions) -> None:
         known("--entry", options.entry, catalogue)
     if options.guide is not None:
         known("--guide", _family(options.guide), {**parsing.GUIDES, parsing.NUTS: None})
+    if options.objective is not None:
+        known("--objective", _family(options.objective), parsing.OBJECTIVES)
+    sampler = ""
     if options.guide == parsing.NUTS:
-        for name in ("sampling", "objective", "epochs", "batch_size", "lr", "adversarial"):
-            if getattr(options, name) is not None:
-                raise bad(f"--{name.replace('_', '-')}", "means nothing with --guide nuts, which does not optimize")
+        sampler = "--guide nuts, which does not optimize"
+    elif options.guide is None and options.entry is not None and catalogue[options.entry].guide is None:
+        sampler = f"entry {options.entry}, sampled by NUTS"
+    useless = [name for name in ("sampling", *_OPTIMIZED) if sampler and getattr(options, name) is not None]
+    if useless:
+        raise bad(f"--{useless[0].replace('_', '-')}", f"means nothing with {sampler}")
 
 
 def _changes(options: FitOptions) -> dict[str, Any]:
@@ -172,8 +189,6 @@ def _changes(options: FitOptions) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if options.prior is not None:
         changes["prior"] = parsing.parse_prior(options.prior)
-    if options.objective is not None:
-        changes["objective"] = parsing.parse("--objective", options.objective, parsing.OBJECTIVES)
     if options.hidden is not None:
         normalized = (options.guide or options.entry or "").startswith(_NORMALIZED)
         changes["network"] = mlp(*parsing.parse_hidden(options.hidden), batch_norm=normalized)
@@ -191,6 +206,10 @@ def _source(options: FitOptions) -> Source:
         parsing.positive("--lr", options.lr)
     if options.adversarial is not None and not 0 < options.adversarial <= 1:
         raise bad("--adversarial", f"must be a fraction above 0 and at most 1; given: {options.adversarial:g}")
+    if options.kl_weight is not None and not 0 <= options.kl_weight < math.inf:
+        raise bad("--kl-weight", f"must be a finite number of at least 0; given: {options.kl_weight:g}")
+    if options.annealing is not None and not 0 <= options.annealing <= 1:
+        raise bad("--annealing", f"must be a share of the training, from 0 to 1; given: {options.annealing:g}")
     test_size = None if options.test_size is None else parsing.parse_test_size(options.test_size)
     name = options.data
     if name is None and options.csv is None:
@@ -224,9 +243,9 @@ def _entry(options: FitOptions, dataset: Dataset) -> tuple[str, Entry]:
     return guide, entry
 
 
-def _family(guide: str) -> str:
-    """The name of a guide, without the numbers behind its colon."""
-    return guide.partition(":")[0].strip()
+def _family(choice: str) -> str:
+    """The name of a guide or an objective, without the numbers behind its colon."""
+    return choice.partition(":")[0].strip()
 
 
 def _kind(dataset: Dataset) -> str:
@@ -245,12 +264,15 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
             changes["guide"] = make = None
         else:
             chosen = parsing.parse("--guide", options.guide, parsing.GUIDES)
-            own = make.keywords if isinstance(make, partial) and make.func is chosen.func else {}
-            changes["guide"] = make = partial(chosen.func, **{**own, **chosen.keywords})
+            changes["guide"] = make = parsing.inheriting(chosen, make, parsing.GUIDES)
         if (make is None) != (entry.guide is None):
             changes["training"] = catalogue["nuts/uci-mlp" if make is None else "mean-field/uci-mlp"].training
-    if options.hidden is not None and isinstance(make, partial) and isinstance(make.keywords.get("sampling"), dict):
-        changes["guide"] = make = partial(make, sampling="local")  # the rule names layers that an MLP does not have
+    if options.hidden is not None and isinstance(make, partial):
+        # What the entry says of its own network's layers is nothing to an MLP.
+        if isinstance(make.keywords.get("sampling"), dict):
+            changes["guide"] = make = partial(make, sampling="local")
+        if make.keywords.get("from_dropout_layers"):
+            changes["guide"] = make = partial(make, from_dropout_layers=False)
     if options.sampling is not None:
         known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
         if getattr(make, "func", make) not in (guides.MeanField, guides.MNF):
@@ -263,6 +285,47 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
     return changes
 
 
+def _objective_changes(options: FitOptions, entry: Entry) -> dict[str, Any]:
+    """The fields that say what is minimized: numbers follow the objective's name, or have options of their own."""
+    make: Any = entry.objective
+    name, after_colon = getattr(make, "func", make).__name__, {}
+    if options.objective is not None:
+        chosen = parsing.parse("--objective", options.objective, parsing.OBJECTIVES)
+        name, after_colon = _family(options.objective), chosen.keywords
+        make = parsing.inheriting(chosen, make, parsing.OBJECTIVES)
+    for option, number, value in (
+        ("--alpha", "alpha", options.alpha),
+        ("--particles", "num_particles", options.particles),
+    ):
+        if value is None:
+            continue
+        if number in after_colon:
+            raise bad(option, f"--objective {options.objective} says it already: give one of the two")
+        if number not in inspect.signature(make).parameters:
+            takers = [taker for taker, choice in parsing.OBJECTIVES.items() if number in choice.numbers]
+            raise bad(option, f"objective {name} takes none; {', '.join(takers)} do")
+        make = partial(make, **{number: value})
+    with checking("--objective" if options.alpha is None else "--alpha"):
+        make(kl_weight=1.0)
+    changes = {"objective": make}
+    if options.kl_weight is not None:
+        changes["kl_weight"] = options.kl_weight
+    if options.annealing is not None:
+        changes["annealing"] = options.annealing
+    return changes
+
+
+def _try_loss(options: FitOptions, built: Built, train: Dataset) -> None:
+    """Computes the loss of two rows: what an objective is not defined for, it says itself."""
+    if built.guide is None:
+        return
+    x, y = training_tensors(built.bnn, train.subset(range(2)), train.standardization)
+    pair = Pair(built.bnn, built.guide).copy()
+    given = [name for name in ("objective", "guide", "prior") if getattr(options, name) is not None]
+    with checking(f"--{given[0]}" if given else None), seeded(options.seed, "cpu"), pyro_settings(pair):
+        built.objective.loss(pair.model, pair.guide, x, y, size=len(train))
+
+
 def _learns_noise(entry: Entry, train: Dataset) -> bool:
     return any(p.requires_grad for p in entry.likelihood(train).parameters())
 
@@ -272,9 +335,6 @@ def _training(options: FitOptions, entry: Entry, train: Dataset) -> dict[str, An
     if options.chains is not None:
         training["chains"] = options.chains
     if entry.guide is None:
-        for name in ("epochs", "batch_size", "lr", "adversarial"):
-            if getattr(options, name) is not None:
-                raise bad(f"--{name.replace('_', '-')}", f"means nothing with entry {entry.name}, sampled by NUTS")
         if options.warmup is not None:
             training["warmup_steps"] = options.warmup
         if options.samples is not None:

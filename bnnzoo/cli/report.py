@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bnnzoo import objectives
 from bnnzoo.evaluation.metrics import Score
 
 LABELS = {
@@ -69,6 +72,29 @@ def scores_table(title: str, scores: Mapping[str, Mapping[str, Score]], unit: st
         arrow = " ↑" if name in HIGHER else " ↓" if name in LOWER else ""
         table.add_row(escape(label + arrow), *cells)
     return table
+
+
+OBJECTIVES: dict[type, str] = {
+    objectives.BBAlpha: "BB-α",
+    objectives.Predictive: "predictive",
+    objectives.Renyi: "Rényi",
+    objectives.ImportanceWeighted: "importance-weighted",
+}
+"""Objectives in words; others by the name of their class."""
+
+
+def objective(minimized: Any) -> str:
+    """An objective in words, with its numbers: `BB-α 0.5, 10 particles`."""
+    words = OBJECTIVES.get(type(minimized), type(minimized).__name__)
+    if "alpha" in inspect.signature(type(minimized)).parameters:
+        words += f" {minimized.alpha:g}"
+    if getattr(minimized, "exact", False):
+        words += " exact"
+    words += f", {minimized.num_particles} particle{'s' if minimized.num_particles > 1 else ''}"
+    weight = getattr(minimized, "kl_weight", 1.0)
+    if isinstance(weight, objectives.KLAnnealing):
+        return f"{words}, KL weight rising to {weight.final:g} until epoch {weight.epochs:g}"
+    return words if weight == 1.0 else f"{words}, KL weight {weight:g}"
 
 
 def facts(console: Console, rows: Sequence[tuple[str, str]]) -> None:

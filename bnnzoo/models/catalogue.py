@@ -1,9 +1,11 @@
 """The zoo: the catalogue of named recipes. A new one is one `Entry`, or one `replace` of another, in `ENTRIES`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from pyro.distributions import LogNormal
@@ -12,11 +14,12 @@ from torch import nn
 from bnnzoo import guides, priors
 from bnnzoo.models.entry import (
     Entry,
+    bb_alpha,
     categorical,
     cosine,
-    elbo,
     gaussian,
     heteroscedastic,
+    keras_cnn,
     lenet,
     mean_field,
     mlp,
@@ -36,8 +39,12 @@ _DROPOUT = "Gal and Ghahramani 2016, Dropout as a Bayesian approximation"
 _CONCRETE = "Gal, Hron and Kendall 2017, Concrete dropout"
 _MCBN = "Teye, Azizpour and Smith 2018, Bayesian uncertainty estimation for batch normalized deep networks"
 _FFLU = "Molchanov, Ashukha and Vetrov 2017, Variational dropout sparsifies deep neural networks"
+_BB_ALPHA = "Li and Gal 2017, Dropout inference in Bayesian neural networks with alpha-divergences"
 
 _NUTS = {"num_samples": 500, "warmup_steps": 500, "chains": 2}
+
+# Of the prior of Li and Gal 2017, section 5.2: weight decay 1e-6, a squared length scale of 0.1.
+_MNIST_SCALE = math.sqrt(1 / 0.1)
 
 _uci = Entry(
     name="mean-field/uci-mlp",
@@ -48,7 +55,7 @@ _uci = Entry(
     prior=normal(),
     likelihood=gaussian(),
     guide=mean_field(init_scale=0.03),
-    objective=elbo(annealing=0.25),
+    annealing=0.25,
     schedule=cosine,
     training={"epochs": 1300, "batch_size": 64, "lr": 1e-2},
 )
@@ -62,7 +69,7 @@ _cubic = Entry(
     prior=normal(),
     likelihood=gaussian(3.0),
     guide=mean_field(init_scale=0.03),
-    objective=elbo(annealing=0.25),
+    annealing=0.25,
     schedule=cosine,
     training={"epochs": 1000, "batch_size": 20, "lr": 1e-2, "chains": 4},
 )
@@ -76,7 +83,7 @@ _digits = Entry(
     prior=partial(priors.FanIn, 4.0),
     likelihood=categorical(),
     guide=mean_field(init_scale=0.03),
-    objective=elbo(annealing=0.25),
+    annealing=0.25,
     schedule=cosine,
     training={"epochs": 100, "batch_size": 100, "lr": 1e-2, "chains": 4},
 )
@@ -91,7 +98,7 @@ _lenet = Entry(
     likelihood=categorical(),
     # Local reparameterization costs nothing on dense layers, but doubles the time of a convolution.
     guide=mean_field(init_scale=0.02, sampling={nn.Conv2d: "dense", "*": "local"}),
-    objective=elbo(annealing=0.5),
+    annealing=0.5,
     schedule=cosine,
     training={"epochs": 10, "batch_size": 100, "lr": 2e-3},
 )
@@ -100,7 +107,13 @@ _lenet = Entry(
 def _log_uniform(entry: Entry, name: str, description: str) -> Entry:
     # A weight without signal costs nothing there: the KL divergence comes in late, or all are cut at the start.
     own = replace(entry, name=name, description=description, reference=_FFLU)
-    return replace(own, prior=priors.LogUniform, objective=elbo(annealing=0.5))
+    return replace(own, prior=priors.LogUniform, annealing=0.5)
+
+
+def _bb_alpha(entry: Entry, name: str, description: str, **changes: Any) -> Entry:
+    """An entry with Bernoulli noise on hidden units, trained by BB-α as in the paper: α = 0.5, ten particles."""
+    own = {"reference": _BB_ALPHA, "guide": guides.Dropout, "objective": bb_alpha(0.5, 10), "annealing": 0.0}
+    return replace(entry, name=name, description=description, **{**own, **changes})
 
 
 _mcbn = replace(
@@ -110,7 +123,7 @@ _mcbn = replace(
     reference=_MCBN,
     network=mlp(50, 50, batch_norm=True),
     guide=guides.BatchNorm,
-    objective=elbo(),
+    annealing=0.0,
     training={"epochs": 500, "batch_size": 32, "lr": 1e-3},
 )
 
@@ -122,7 +135,7 @@ ENTRIES = (
         data="diabetes",
         network=mlp(20, activation="tanh"),
         prior=priors.FanIn,
-        objective=elbo(),
+        annealing=0.0,
         training={"epochs": 120, "batch_size": 32, "lr": 1e-2, "chains": 4},
     ),
     _uci,
@@ -175,25 +188,25 @@ ENTRIES = (
         description="Bernoulli noise on units; two hidden layers of 50",
         reference=_DROPOUT,
         guide=partial(guides.Dropout, rate=0.05),
-        objective=elbo(),
+        annealing=0.0,
         training={"epochs": 1000, "batch_size": 32, "lr": 1e-3},
     ),
-    replace(_cubic, name="dropout/cubic", guide=partial(guides.Dropout, rate=0.5), objective=elbo()),
+    replace(_cubic, name="dropout/cubic", guide=partial(guides.Dropout, rate=0.5), annealing=0.0),
     replace(
         _cubic,
         name="dropout-learned/cubic",
         description="the toy y = x³ with known noise, rates learned",
         reference=_CONCRETE,
         guide=partial(guides.Dropout, learn_rate=True),
-        objective=elbo(),
+        annealing=0.0,
     ),
-    replace(_digits, name="dropout/digits", reference=_DROPOUT, guide=guides.Dropout, objective=elbo()),
+    replace(_digits, name="dropout/digits", reference=_DROPOUT, guide=guides.Dropout, annealing=0.0),
     replace(
         _lenet,
         name="dropout/lenet-mnist",
         description="LeNet-5 with dropout of 0.5 on MNIST",
         guide=guides.Dropout,
-        objective=elbo(),
+        annealing=0.0,
     ),
     _mcbn,
     replace(
@@ -203,7 +216,7 @@ ENTRIES = (
         reference=_MCBN,
         network=mlp(50, batch_norm=True),
         guide=guides.BatchNorm,
-        objective=elbo(),
+        annealing=0.0,
     ),
     replace(
         _lenet,
@@ -212,7 +225,7 @@ ENTRIES = (
         reference=_MCBN,
         network=lenet(batch_norm=True),
         guide=guides.BatchNorm,
-        objective=elbo(),
+        annealing=0.0,
     ),
     replace(
         _lenet,
@@ -223,13 +236,52 @@ ENTRIES = (
         network=resnet(32),
         prior=normal(0.316),  # 1 / sqrt(N λ), the paper's weight decay λ of 2e-4 a datum
         guide=guides.BatchNorm,
-        objective=elbo(),
+        annealing=0.0,
         training={
             "epochs": 200,
             "batch_size": 32,
             "lr": 2e-6,  # the paper's 0.1 on the mean loss of 50,000 data; ours is their sum
             "optimizer": partial(torch.optim.SGD, momentum=0.9),
         },
+    ),
+    _bb_alpha(
+        _uci,
+        "bb-alpha/uci-mlp",
+        "dropout trained by BB-α 0.5; one hidden layer of 50, as in the paper's regressions",
+        reference=f"{_BB_ALPHA}, section 5.1",
+        network=mlp(50),
+        guide=partial(guides.Dropout, rate=0.05),
+        training={"epochs": 1000, "batch_size": 32, "lr": 1e-3},
+    ),
+    _bb_alpha(
+        _uci,
+        "bb-alpha/diabetes",
+        "dropout trained by BB-α 0.5; one hidden layer of 50, four chains",
+        data="diabetes",
+        network=mlp(50),
+        guide=partial(guides.Dropout, rate=0.05),
+        training={"epochs": 200, "batch_size": 32, "lr": 1e-2, "chains": 4},
+    ),
+    _bb_alpha(_cubic, "bb-alpha/cubic", "the toy y = x³ with known noise, dropout trained by BB-α 0.5"),
+    _bb_alpha(_digits, "bb-alpha/digits", "8x8 digits; one hidden layer of 50, dropout trained by BB-α 0.5"),
+    _bb_alpha(
+        _lenet,
+        "bb-alpha/mlp-mnist",
+        "dropout trained by BB-α 0.5; two hidden layers of 100 on MNIST",
+        reference=f"{_BB_ALPHA}, section 5.2",
+        network=mlp(100, 100),
+        prior=normal(_MNIST_SCALE),
+        training={"epochs": 60, "batch_size": 128, "lr": 1e-3},
+    ),
+    _bb_alpha(
+        _lenet,
+        "bb-alpha/cnn-mnist",
+        "dropout trained by BB-α 0.5; the Keras example's convolutional network on MNIST",
+        reference=f"{_BB_ALPHA}, section 5.2",
+        network=keras_cnn(),
+        prior=normal(_MNIST_SCALE),
+        guide=partial(guides.Dropout, from_dropout_layers=True),  # as the paper's: masks by the network's own layers
+        training={"epochs": 12, "batch_size": 128, "lr": 1e-3},
     ),
     _log_uniform(_cubic, "fflu/cubic", "the toy y = x³ with known noise, under the log-uniform prior"),
     _log_uniform(_digits, "fflu/digits", "8x8 digits; prunes itself"),

@@ -56,7 +56,10 @@ class Entry:
         prior: Builds the prior.
         likelihood: Builds the likelihood for the data.
         guide: Builds the guide from the model; None samples with NUTS.
-        objective: Builds the objective from the number of epochs.
+        objective: Builds the objective from its `kl_weight`: one of `bnnzoo.objectives`, or a `partial` that gives its
+            numbers by name.
+        kl_weight: The KL divergence's weight β, at the end of training if it is annealed.
+        annealing: Share of the training, 0 to 1, over which the KL divergence's weight rises from 0.
         schedule: Builds `fit`'s `scheduler` from the number of epochs; None keeps the learning rate.
         training: Keyword arguments of `fit` (of `bnnzoo.sample` for NUTS).
     """
@@ -69,7 +72,9 @@ class Entry:
     prior: Callable[[], Prior]
     likelihood: Callable[[Dataset], Likelihood]
     guide: Callable[[BayesianNetwork], PyroModule] | None
-    objective: Callable[[int], Any] = lambda epochs: objectives.ELBO()
+    objective: Callable[..., Any] = objectives.ELBO
+    kl_weight: float = 1.0
+    annealing: float = 0.0
     schedule: Callable[[int], Callable[..., Any]] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +107,10 @@ class Entry:
             return Built(bnn, None, None, training)
         if self.schedule is not None:
             training.setdefault("scheduler", self.schedule(training["epochs"]))
-        return Built(bnn, self.guide(bnn), self.objective(training["epochs"]), training)
+        weight: Any = self.kl_weight
+        if self.annealing > 0:
+            weight = objectives.KLAnnealing(self.annealing * training["epochs"], self.kl_weight)
+        return Built(bnn, self.guide(bnn), self.objective(kl_weight=weight), training)
 
 
 def mlp(
@@ -239,19 +247,9 @@ def mean_field(**options: Any) -> Callable[[BayesianNetwork], PyroModule]:
     return partial(guides.MeanField, **options)
 
 
-def elbo(num_particles: int = 1, annealing: float = 0.0) -> Callable[[int], objectives.ELBO]:
-    """A factory of ELBOs.
-
-    Args:
-        num_particles: Draws a step.
-        annealing: Share of the training, 0 to 1, over which the KL divergence's weight rises from 0 to 1.
-    """
-
-    def make(epochs: int) -> objectives.ELBO:
-        weight = objectives.KLAnnealing(annealing * epochs) if annealing > 0 else 1.0
-        return objectives.ELBO(num_particles, weight)
-
-    return make
+def bb_alpha(alpha: float = 0.5, num_particles: int = 10) -> Callable[..., objectives.BBAlpha]:
+    """A factory of `BBAlpha` objectives."""
+    return partial(objectives.BBAlpha, alpha=alpha, num_particles=num_particles)
 
 
 def cosine(epochs: int) -> Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]:

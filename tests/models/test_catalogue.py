@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bnnzoo
-from bnnzoo import data, guides, likelihoods, models
+from bnnzoo import data, guides, likelihoods, models, objectives
 from bnnzoo.data import Dataset, Split
 from bnnzoo.models.entry import gaussian, lenet, mlp
 
@@ -97,6 +97,40 @@ def test_schedules_follow_the_number_of_epochs():
     assert scheduler.T_max == 40
     own = object()
     assert models.catalogue["mean-field/uci-mlp"].build(split, scheduler=own).training["scheduler"] is own
+
+
+def test_the_weight_of_the_divergence_is_the_entry_s_under_any_objective():
+    split, entry = small_split("concrete"), models.catalogue["mean-field/uci-mlp"]
+    tempered = replace(entry, objective=objectives.Predictive, kl_weight=0.5)
+    objective = tempered.build(split, epochs=40).objective
+    assert isinstance(objective, objectives.Predictive)
+    assert [objective.kl_weight(epoch) for epoch in (0, 5, 10, 40)] == [0.0, 0.25, 0.5, 0.5]
+    assert replace(tempered, annealing=0.0).build(split).objective.kl_weight == 0.5
+
+
+PAPER = {
+    # Hidden layers, rates by weight, standard deviation of the prior.
+    "bb-alpha/uci-mlp": ((50,), {"layers.2.weight": 0.05}, 1.0),
+    "bb-alpha/mlp-mnist": ((100, 100), {"layers.2.weight": 0.5, "layers.4.weight": 0.5}, math.sqrt(10)),
+    "bb-alpha/cnn-mnist": ((32, 32, 100), {"layers.7.weight": 0.5, "layers.10.weight": 0.5}, math.sqrt(10)),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_bb_alpha_entries_are_the_paper_s(name):
+    hidden, rates, scale = PAPER[name]
+    entry = models.catalogue[name]
+    assert "Li and Gal 2017" in entry.reference
+    bnn, guide, objective, _ = entry.build(small_split(entry.data))
+    assert repr(objective) == repr(objectives.BBAlpha(alpha=0.5, num_particles=10))
+    layers = [m for m in bnn.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert tuple(len(layer.weight) for layer in layers[:-1]) == hidden
+    assert isinstance(guide, guides.Dropout)
+    assert {site: rate.item() for site, rate in guide.rates().items()} == pytest.approx(rates)
+    assert [prior.scale.item() for prior in bnn.priors.values()] == pytest.approx([scale] * len(bnn.priors))
+    assert guide.from_dropout_layers == (name == "bb-alpha/cnn-mnist")
+    if entry.data == "concrete":
+        assert any(parameter.requires_grad for parameter in bnn.likelihood.parameters())  # the noise is learned
 
 
 def test_network_is_sized_by_the_data():
