@@ -6,9 +6,10 @@ import math
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 
-from bnnzoo import BayesianNetwork, likelihoods
+from bnnzoo import BayesianNetwork, guides, likelihoods
 
 
 class Conjugate:
@@ -66,3 +67,19 @@ class Conjugate:
         """log p(y)."""
         cov = self.design @ self.design.T * self.prior_scale**2 + self.noise**2 * torch.eye(self.n).double()
         return torch.distributions.MultivariateNormal(torch.zeros(self.n).double(), cov).log_prob(self.y.double())
+
+
+def gaussian_of(guide: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a Gaussian guide of a `Conjugate`, ours or one of Pyro's that has been called."""
+    if isinstance(guide, guides.MeanField):
+        return guide.loc.double(), (2 * guide.log_scale.double()).exp().diag()
+    if isinstance(guide, AutoNormal):
+        names = ("weight", "bias")
+        mean, scale = (
+            Conjugate.flat({name: getattr(part, name) for name in names})[0] for part in (guide.locs, guide.scales)
+        )
+        return mean, scale.square().diag()
+    posterior = guide.distributions()["latent"] if isinstance(guide, guides.LowRank) else guide.get_posterior()
+    if isinstance(guide, AutoDiagonalNormal):
+        return posterior.mean.double(), posterior.variance.double().diag()
+    return posterior.mean.double(), posterior.covariance_matrix.double()

@@ -5,7 +5,7 @@ the loss on that batch, scaled to the whole data set; `SVI(model, guide, optim, 
 guide will do whose draws are reparameterized. One of your own is a subclass of `Objective`.
 """
 
-from bnnzoo.objectives.base import KLAnnealing, Objective
+from bnnzoo.objectives.base import KLAnnealing, Objective, total_log_likelihood
 from bnnzoo.objectives.bb_alpha import BBAlpha, Predictive
 from bnnzoo.objectives.divergence import kl_terms, log_ratio
 from bnnzoo.objectives.elbo import ELBO
@@ -24,4 +24,5 @@ __all__ = [
     "kl_terms",
     "log_prob",
     "log_ratio",
+    "total_log_likelihood",
 ]

@@ -27,6 +27,15 @@ DataTerm = tuple[Tensor, float | Tensor]
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+def total_log_likelihood(data: list[DataTerm]) -> Any:
+    """The log likelihood under each particle of the data set that the batch stands for, [K]; 0 without data.
+
+    Args:
+        data: As `Objective.combine` has it.
+    """
+    return sum((count * values).reshape(len(values), -1).sum(1) for values, count in data)
+
+
 class Objective(pyro.infer.ELBO):
     """What a fit minimizes: a function of K draws of the weights ("particles"), of which `combine` makes a loss.
 
@@ -68,6 +77,8 @@ class Objective(pyro.infer.ELBO):
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """The loss, a differentiable scalar, summed over the data set that the batch stands for.
+
+        One that needs no more of the data than each particle's sum starts from `total_log_likelihood(data)`.
 
         Args:
             data: For each observed site the log likelihoods of its elements under each particle, [K, N...], and how

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from bnnzoo.objectives.base import DataTerm, Objective, is_number
+from bnnzoo.objectives.base import DataTerm, Objective, is_number, total_log_likelihood
 from bnnzoo.power_mean import log_power_mean
 
 
@@ -56,10 +56,7 @@ class Renyi(Objective):
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """A power mean over the particles of the ratio of joint densities."""
-        log_weight = -divergence
-        for log_likelihood, count in data:
-            log_weight = log_weight + (count * log_likelihood).reshape(len(log_likelihood), -1).sum(1)
-        return -log_power_mean(log_weight, 1.0 - self.alpha)
+        return -log_power_mean(total_log_likelihood(data) - divergence, 1.0 - self.alpha)
 
 
 class ImportanceWeighted(Renyi):

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from conjugate import Conjugate
+from conjugate import Conjugate, gaussian_of
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuide, AutoLowRankMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule
@@ -101,20 +101,6 @@ def runs(bnn, guide, x=MODEL.x, y=MODEL.y):
     guide_sites = Sites(structured=True)
     q = guide_sites.run(guide, x, y)
     return q, Sites(guide_sites.drawn).run(bnn, x, y)
-
-
-def gaussian_of(guide) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of a trained or fresh Pyro guide."""
-    if isinstance(guide, AutoNormal):
-        flat = [
-            MODEL.flat({name: getattr(part, name) for name in ("weight", "bias")})[0]
-            for part in (guide.locs, guide.scales)
-        ]
-        return flat[0], flat[1].square().diag()
-    posterior = guide.get_posterior()
-    if isinstance(guide, AutoDiagonalNormal):
-        return posterior.mean.double(), posterior.variance.double().diag()
-    return posterior.mean.double(), posterior.covariance_matrix.double()
 
 
 @pytest.mark.parametrize("particles", [1, 3])
