@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -182,6 +183,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers must come formatted."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean (over splits, say) and its standard error, which is NaN for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
+def plus_minus(values: Sequence[float], form: str = ".2f") -> str:
+    """Mean ± standard error, or the single value; a sign in `form` is for the mean alone."""
+    mean, error = mean_and_error(values)
+    return f"{mean:{form}}" + (f" ± {error:{form.removeprefix('+')}}" if len(values) > 1 else "")
 
 
 def kept(path: Path, make: Callable[[], Posterior], network: nn.Module | None = None) -> Posterior:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, parser, start, table, write
+from common import describe, environment, parser, plus_minus, start, table, write
 from pyro.distributions import Normal
 
 from bnnzoo import (
@@ -223,12 +223,6 @@ def _scored(prediction: Prediction, y: torch.Tensor, noise: float) -> dict[str, 
     return {key: float(np.mean([each[key] for each in scores])) for key in scores[0]}
 
 
-def mean_and_error(values: list[float]) -> str:
-    """Mean and standard error over splits."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{np.mean(values):.2f} ± {error:.2f}"
-
-
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--sets", nargs="+", default=list(SETS), metavar="NAME", help="names that data.load knows")
@@ -276,8 +270,8 @@ def _table(results: list[dict[str, Any]], sets: list[str], methods: list[str]) -
         for method in methods:
             own = [each for each in results if (each["set"], each["method"]) == (name, method)]
             column = {key: [each[key] for each in own] for key in own[0] if key not in ("set", "method")}
-            cells = [mean_and_error(column["crps"]), mean_and_error([-value for value in column["nll"]])]
-            cells += [mean_and_error(column["rmse"]), f"{np.mean(column['coverage_95']):.2f}"]
+            cells = [plus_minus(column["crps"]), plus_minus([-value for value in column["nll"]])]
+            cells += [plus_minus(column["rmse"]), f"{np.mean(column['coverage_95']):.2f}"]
             what, grid = METHODS[method].what, METHODS[method].grid
             values = " ".join(f"{value:g}" for value in column["value"])
             published = PAPER.get(method, {}).get(name, ("", "", ""))
