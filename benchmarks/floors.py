@@ -219,6 +219,66 @@ def mnf_step(
     return step
 
 
+def dropout_step(
+    network: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    particles: int,
+    alpha: float,
+    shared: bool = True,
+    rate: float = 0.5,
+    lr: float = LR,
+) -> Step:
+    """BB-α with dropout as its paper has it (Li and Gal 2017, Figure 1): every row K times, then a logsumexp.
+
+    Args:
+        network: Linear layers and element-wise functions.
+        x: Inputs of the minibatch.
+        y: Its targets [N].
+        particles: K.
+        alpha: α, not 0.
+        shared: The first layer, whose inputs are not dropped, is computed once; otherwise, as in the paper, K times.
+        rate: Of all other layers' inputs.
+        lr: Adam's.
+
+    Returns:
+        A function that does one step and returns the loss.
+    """
+    shapes = [p.shape for p in network.parameters()]
+    loc = nn.utils.parameters_to_vector(network.parameters()).detach().requires_grad_()
+    treated = [len(shape) > 1 and index > 0 for index, shape in enumerate(shapes)]
+    # In the mean square a weight with noise on its input is 1 / (1 - rate) times as large.
+    each = [torch.full(shape, 1 / (1 - rate) if noisy else 1.0) for shape, noisy in zip(shapes, treated, strict=True)]
+    decay = torch.cat([part.flatten() for part in each])
+    optimizer = torch.optim.Adam([loc], lr=lr, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        locs = views(loc, shapes)
+        h = x if shared else x.repeat(particles, 1)
+        first = True
+        for layer in network:
+            if not isinstance(layer, nn.Linear):
+                h = layer(h)
+                continue
+            if not first:
+                h = F.dropout(h if len(h) > len(x) else h.repeat(particles, 1), rate)
+            h, first = F.linear(h, next(locs), next(locs)), False
+        output = h.view(particles, len(x), -1)
+        if y.is_floating_point():
+            log_likelihood = (output.squeeze(-1) - y).square() / (-2 * NOISE**2)
+        else:
+            labels = y.expand(particles, -1).unsqueeze(-1)
+            log_likelihood = output.log_softmax(-1).gather(-1, labels).squeeze(-1)
+        power_mean = (torch.logsumexp(alpha * log_likelihood, 0) - math.log(particles)) / alpha
+        loss = torch.dot(loc * decay, loc) / 2 - power_mean.sum() * (DATA_SIZE / len(x))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
 def _mnf_start(network: nn.Module, dims: list[int], length: int) -> list[Tensor]:
     """Fresh values of an MNF posterior's parameters, in order."""
     loc = nn.utils.parameters_to_vector(network.parameters()).detach()

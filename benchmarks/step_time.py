@@ -135,6 +135,7 @@ def bnnzoo_contender(
     batch_size: int,
     chains: int = 1,
     guide: Callable[[BayesianNetwork], guides.Guide] = MEAN_FIELD,
+    objective: objectives.Objective | None = None,
 ) -> Contender:
     """What `bnnzoo.fit` runs for a step: `Trainer.step`, on minibatches of the data.
 
@@ -146,6 +147,7 @@ def bnnzoo_contender(
         batch_size: Rows of each chain's minibatch.
         chains: Number of chains.
         guide: Builds the guide.
+        objective: What is minimized, default the ELBO.
     """
     likelihood = likelihoods.Gaussian(scale=NOISE) if y.is_floating_point() else likelihoods.Categorical()
     bnn = BayesianNetwork(network, likelihood)
@@ -156,7 +158,7 @@ def bnnzoo_contender(
         return torch.optim.Adam(parameters, lr=LR, fused=True)
 
     with pyro_settings(pair):
-        trainer = Trainer(pair, state, objectives.ELBO(), (x, y), optimizer)
+        trainer = Trainer(pair, state, objective or objectives.ELBO(), (x, y), optimizer)
     index = torch.stack([torch.randperm(len(x))[:batch_size] for _ in range(chains)])
     return Contender(name, lambda: trainer.step(index), lambda: pyro_settings(pair))
 

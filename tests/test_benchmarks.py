@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, objectives
+from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load, objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
+TABULATING = ("step_time", "predict_time", "conjugate", "uci", "particles", "matrix")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -24,12 +26,10 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-@pytest.mark.parametrize(
-    "name", ["step_time", "predict_time", "conjugate", "uci", "mnist", "cubic", "batch_statistics", "product_model"]
-)
+@pytest.mark.parametrize("name", [*DRAWING, *TABULATING])
 def test_smoke(name, tmp_path):
     out, figure = tmp_path / "results" / "smoke.json", tmp_path / "figure.png"
-    drawn = ["--figure", str(figure)] if name in ("mnist", "cubic", "batch_statistics", "product_model") else []
+    drawn = ["--figure", str(figure)] if name in DRAWING else []
     result = run(name, "--smoke", *drawn, "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert figure.exists() == bool(drawn)
@@ -48,6 +48,10 @@ def test_smoke(name, tmp_path):
         ("uci", ["--splits", "0"], "--splits must be at least 1, got 0"),
         ("mnist", ["--draws", "0"], "--draws must be at least 1, got 0"),
         ("mnist", ["--methods", "map", "--figure", "x.png"], "--methods leaves one of them out"),
+        ("mnist_alpha", ["--points", "0"], "--points must be at least 1, got 0"),
+        ("particles", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        ("uci_alpha", ["--steps", "0"], "--steps must be at least 1, got 0"),
+        ("uci_alpha", ["--methods", "nuts", "--figure", "x.png"], "--methods leaves out"),
     ],
 )
 def test_bad_options_are_refused(name, arguments, message):
@@ -63,7 +67,7 @@ def modules(monkeypatch):
     import floors
 
     yield common, floors
-    for name in ("common", "floors", "uci", "mnist", "cubic"):
+    for name in ("common", "floors", "uci", "mnist", "cubic", "mnist_alpha"):
         sys.modules.pop(name, None)
 
 
@@ -130,6 +134,38 @@ def test_the_floor_of_mnf_minimizes_the_same_bound_as_the_guide(modules, local_c
     start = [parameter.detach() for parameter in guide.parameters()]
     start[1] = 2 * start[1]  # log variances
     assert_same_mean(average(floors.mnf_step(network, x, y, local_conv, lr=1e-12, start=start), 400), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_the_floor_of_dropout_minimizes_the_same_energy_as_the_library(modules, monkeypatch, task, shared):
+    common, floors = modules
+    torch.manual_seed(0)
+    regression = task == "regression"
+    network = common.mlp(3, 6, 5, 1 if regression else 4)
+    x, y = torch.randn(8, 3), torch.randn(8) if regression else torch.randint(4, (8,))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2)
+    bnn = BayesianNetwork(
+        network, likelihoods.Gaussian(scale=common.NOISE) if regression else likelihoods.Categorical()
+    )
+    guide = guides.Dropout(bnn, {"0.weight": 0.0, "*": 0.3})
+    energy = objectives.BBAlpha(0.5, 3, kl_weight=0)(bnn, guide)
+    mean, error = average(lambda: energy(x, y, size=common.DATA_SIZE), 400)
+    with torch.random.fork_rng():
+        whole = objectives.BBAlpha(0.5, 3)(bnn, guide)(x, y, size=8)
+    with torch.random.fork_rng():
+        penalty = whole - energy(x, y, size=8)
+    # The floors leave out the densities' constants; entropy of each of the 6 + 5 units' masks.
+    penalty -= 0.5 * math.log(2 * math.pi) * sum(parameter.numel() for parameter in network.parameters())
+    penalty += 11 * -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    if regression:
+        mean -= common.DATA_SIZE * (math.log(common.NOISE) + 0.5 * math.log(2 * math.pi))
+    step = floors.dropout_step(network, x, y, 3, 0.5, shared, rate=0.3, lr=1e-12)
+    assert_same_mean(average(step, 2000), (mean + penalty.item(), error))
+    monkeypatch.setattr(floors, "DATA_SIZE", 0)
+    assert step().item() == pytest.approx(penalty.item(), rel=1e-4)
 
 
 def test_drawn_predictions_of_the_floor_have_the_posterior_moments(modules):
@@ -231,3 +267,67 @@ def test_what_is_chosen_does_not_see_the_test_split(modules, tmp_path, monkeypat
     for part in seen:
         assert len(part) == round(0.8 * len(split.train))
         assert {tuple(row) for row in part.x.tolist()} < rows
+
+
+def alpha_job(**changes):
+    import mnist_alpha
+
+    given = {"noise": "hidden", "alpha": 0.5, "epochs": 3, "draws": 3, "chains": 2, "points": 3, "seed": 0}
+    return mnist_alpha.Job(**(given | changes))
+
+
+def test_scoring_in_the_midst_of_a_fit_leaves_the_fit_alone(modules, tmp_path, monkeypatch):
+    import mnist_alpha
+
+    monkeypatch.setitem(mnist_alpha.SETTING, "particles", 2)
+    images = mnist_alpha._digits()
+    finals = []
+    for points in (1, 3):
+        keep = tmp_path / str(points)
+        keep.mkdir()
+        job = alpha_job(points=points)
+        record = mnist_alpha.run(job, images, keep)
+        assert len(record["curve"]) == points
+        assert len(record["others"]) == 2
+        posterior = load(keep / "hidden-0.5.bnn")
+        prediction = posterior.predict(images.test.x, num_samples=3, seed=0)
+        # The last point of the curve is the fitted posterior's, and each chain's own.
+        for chain in range(2):
+            nll = -prediction.chain(chain).log_prob(images.test.y).mean()
+            assert record["curve"]["3"]["nll"][chain] == pytest.approx(nll.item(), rel=1e-5)
+        finals.append(posterior.state()[0])
+    for name, value in finals[0].items():
+        assert torch.equal(value, finals[1][name])
+
+
+def test_an_interrupted_curve_goes_on_and_a_finished_one_stays(modules, tmp_path, monkeypatch):
+    import mnist_alpha
+
+    monkeypatch.setitem(mnist_alpha.SETTING, "particles", 2)
+    images, job = mnist_alpha._digits(), alpha_job(noise="all")
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole.mkdir(), parted.mkdir()
+    expected = mnist_alpha.run(job, images, whole)
+    score = mnist_alpha.by_chain
+
+    def interrupted(prediction, y):
+        if (parted / "all-0.5.checkpoint").exists():  # in the second epoch
+            raise KeyboardInterrupt
+        return score(prediction, y)
+
+    monkeypatch.setattr(mnist_alpha, "by_chain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mnist_alpha.run(job, images, parted)
+    monkeypatch.setattr(mnist_alpha, "by_chain", score)
+    resumed = mnist_alpha.run(job, images, parted)
+    assert resumed["curve"] == expected["curve"]
+    assert resumed["others"] == expected["others"]
+    monkeypatch.setattr(mnist_alpha.bnnzoo, "fit", None)
+    assert mnist_alpha.run(job, images, parted) == resumed
+    with pytest.raises(SystemExit, match="is of the setting"):
+        mnist_alpha.run(replace(job, draws=4), images, parted)
+
+
+def test_scored_epochs_are_evenly_spaced_and_end_at_the_last(modules):
+    assert alpha_job(epochs=20, points=4).scored() == [5, 10, 15, 20]
+    assert alpha_job(epochs=2, points=10).scored() == [1, 2]
