@@ -43,7 +43,8 @@ class Objective(pyro.infer.ELBO):
     names.
 
     Args:
-        num_particles: Number K ≥ 1 of draws of the weights; mapped by `vmap`. For K = 1 every objective is the ELBO.
+        num_particles: Number K ≥ 1 of draws of the weights; mapped by `vmap`, or one by one where each moves running
+            statistics of the model's batch normalization. For K = 1 every objective of bnnzoo is the ELBO.
         kl_weight: β ≥ 0, which multiplies log q - log p₀ wherever it occurs: a number, or a function of the epoch (a
             float that grows through training from 0), for KL annealing; `KLAnnealing(epochs)` is the usual one. A
             number other than 1 tempers the posterior: the likelihood counts with the power 1/β.

@@ -12,7 +12,7 @@ from bnnzoo.power_mean import log_power_mean
 
 
 class Renyi(Objective):
-    r"""The variational Rényi bound (Li & Turner 2016, eqs. 12 and 13) over values of all weights, as a loss.
+    r"""The variational Rényi bound (Li & Turner 2016, sections 3 and 4) over values of all weights, as a loss.
 
         -L_α(q) = -1/(1-α) log (1/K) Σ_k [p(y, ω_k) / q(ω_k)]^(1-α),
 
@@ -22,7 +22,7 @@ class Renyi(Objective):
     from the ELBO (K = 1) to that limit, up for α < 1 and down for α > 1. The limit is infinite where the mean of the
     powers is: for α < 0 if q has too light tails, for α > 1 if it has too heavy ones. Gradients are of the
     reparameterized estimate, Σ_k v_k ∇ log [p(y, ω_k) / q(ω_k)], with weights v_k proportional to the powers and of sum
-    1 (eq. 14). (In `BBAlpha` α counts the other way, and the mean is taken datum by datum.)
+    1 (section 4.2). (In `BBAlpha` α counts the other way, and the mean is taken datum by datum.)
 
     The ratio is a product over all N data: in a network with many data and weights it differs so much that one particle
     takes nearly all the weight, and more particles bring little. A minibatch of B stands for N data by the power N/B of

@@ -329,7 +329,7 @@ def test_gradients_on_average_are_finite_differences_of_the_bound(name, alpha):
 
 @pytest.mark.parametrize("alpha", [-math.inf, -2.0, 0.0, 0.5, 1.0, 3.0])
 def test_gradients_are_self_normalized_weights_times_those_of_log_weights(alpha):
-    """Li & Turner's eq. 14, on tensors made by hand: two observed sites of different shapes and counts."""
+    """Li & Turner 2016, section 4.2, on tensors made by hand: two observed sites of different shapes and counts."""
     first, second, divergence = (torch.randn(5, *shape).double().requires_grad_() for shape in ((4,), (2, 3), ()))
     counts = torch.tensor([[1.0, 0.0, 2.0], [1.0, 1.0, 0.5]]).double()
     loss = Renyi(alpha, 5).combine([(first, 2.5), (second, counts)], divergence)
