@@ -26,12 +26,12 @@ from bnnzoo._contract.measure import (
     require_equal_means,
     require_finite,
 )
-from bnnzoo._contract.problems import GuideCase, Problem, auxiliary_shapes, each_problem, elbo
+from bnnzoo._contract.problems import GuideCase, Problem, auxiliary_shapes, each_problem
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
 from bnnzoo.chains import Trainer, stack
 from bnnzoo.evaluation.inference_data import import_arviz
 from bnnzoo.evaluation.names import legal
-from bnnzoo.objectives import ELBO
+from bnnzoo.objectives import ELBO, Objective
 from bnnzoo.posterior import Posterior
 from bnnzoo.serialization import load
 from bnnzoo.training import fit
@@ -64,40 +64,45 @@ def check_draws(case: GuideCase, problem: Problem) -> None:
 @each_problem
 def check_chains(case: GuideCase, problem: Problem) -> None:
     """Mapped chains are as separate ones: in losses, in gradient steps, and no chain acts on another."""
-    x, y = problem.x, problem.y
     pairs = [case.pair(problem) for _ in range(3)]
     for seed, pair in enumerate(pairs):
         perturb(pair, 0.1, seed)
+    compare_chains(pairs, ELBO(), problem.x, problem.y)
+    if problem is case.problems[0]:
+        compare_steps(pairs[0], ELBO(), problem.x, problem.y)
+
+
+def compare_chains(pairs: list[Pair], objective: Objective, x: Tensor, y: Tensor) -> None:
+    """Require that losses of three chains, mapped, are as one by one, and do not act on one another."""
     pair, state = pairs[0], stack(pairs)
-    together = mapped(pair, state, 400, elbo, x, y)
+    loss = functools.partial(objective.differentiable_loss, size=len(x))
+    together = mapped(pair, state, 400, loss, x, y)
     alone = []
     for each in pairs:
         with seeded(8), torch.no_grad(), pyro_settings(each):
-            alone.append(torch.stack([each(elbo, x, y) for _ in range(25)]))
+            alone.append(torch.stack([each(loss, x, y) for _ in range(25)]))
     require_equal_means(together.T, torch.stack(alone, 1), "losses of chains mapped and alone")
     changed = ({name: value.clone() for name, value in state[0].items()}, state[1])
     for value in changed[0].values():
         value[1] += 0.5
-    again = mapped(pair, changed, 400, elbo, x, y)
+    again = mapped(pair, changed, 400, loss, x, y)
     require_close(again[[0, 2]], together[[0, 2]], "losses of chains whose neighbor has other parameters", 1e-4, 1e-4)
-    same = mapped(pair, stack([pair, pair]), 1000, elbo, x, y, seed=2).double()
+    same = mapped(pair, stack([pair, pair]), 1000, loss, x, y, seed=2).double()
     if bool((same.std(1) > 1e-5 * same.mean(1).abs()).all()):
         # Ranks, for the losses' tails would make their own correlation vary more.
         correlation = torch.corrcoef(same.argsort(1).argsort(1).double())[0, 1].item()
         shared = abs(correlation) * len(same[0]) ** 0.5 > WITHIN
         require(not shared, f"losses of two chains have rank correlation {correlation:.2f}: they share their noise")
-    if problem is case.problems[0]:
-        _check_steps(pair, x, y)
 
 
-def _check_steps(pair: Pair, x: Tensor, y: Tensor) -> None:
-    """Four optimizer steps from one start: of many mapped chains, and of chains one by one."""
+def compare_steps(pair: Pair, objective: Objective, x: Tensor, y: Tensor) -> None:
+    """Require that four optimizer steps from one start agree, of many mapped chains and of chains one by one."""
 
     def run(chains: int, seed: int) -> Tensor:
         own = pair.copy()
         state = stack([own] * chains)
         with seeded(seed), pyro_settings(own):
-            trainer = Trainer(own, state, ELBO(), (x, y), functools.partial(torch.optim.Adam, lr=0.03))
+            trainer = Trainer(own, state, objective, (x, y), functools.partial(torch.optim.Adam, lr=0.03))
             losses = [trainer.step(torch.arange(len(x)).expand(chains, -1)) for _ in range(4)]
         norms = [value.reshape(chains, -1).norm(dim=1) for value in trainer.parameters.values()]
         return torch.stack([*losses, *norms], 1).detach()
