@@ -158,7 +158,8 @@ def test_vmap_over_outputs_targets_and_sites_equals_a_loop(case):
 
     def both(output, y, sites):
         log_prob = case.likelihood.log_prob(output, y, **sites)
-        return log_prob, case.likelihood.expected_log_prob(output, output.square(), y, **sites)
+        expected = case.likelihood.expected_log_prob(output, output.square(), y, **sites)
+        return log_prob, expected, case.likelihood.log_power_mean(output, output.square(), y, 0.5, **sites)
 
     with pyro.validation_enabled(False):
         mapped = torch.func.vmap(both)(outputs, targets, sites)
@@ -175,7 +176,7 @@ def test_vmap_over_outputs_targets_and_sites_equals_a_loop(case):
 def test_expectation_at_zero_variance_is_the_log_prob_with_finite_gradients(case):
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
         likelihood, sites = copy.deepcopy(case.likelihood).to(dtype), {k: v.to(dtype) for k, v in case.sites.items()}
-        mean = case.output.to(dtype).requires_grad_()
+        mean = case.output.to(dtype, copy=True).requires_grad_()
         variance = torch.zeros_like(mean, requires_grad=True)
         expected = likelihood.expected_log_prob(mean, variance, case.y, **sites)
         assert expected.dtype == dtype

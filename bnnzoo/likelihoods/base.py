@@ -1,28 +1,14 @@
 """What all likelihoods share."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bnnzoo._types import Distribution
 
 LOG_2PI = math.log(2.0 * math.pi)
-# E f(x) for x ~ N(m, s^2) is sum_i weight_i f(m + s node_i)
-_points, _mass = np.polynomial.hermite_e.hermegauss(32)
-_NODES, _WEIGHTS = torch.from_numpy(_points), torch.from_numpy(_mass / _mass.sum())
-
-
-def expect(fn: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Tensor:
-    """E fn(x) for x ~ N(mean, variance), elementwise, by 32-point Gauss-Hermite quadrature."""
-    nodes = _NODES.to(device=mean.device, dtype=mean.dtype)
-    weights = _WEIGHTS.to(device=mean.device, dtype=mean.dtype)
-    # The shift, below rounding error in the value, keeps the gradient of the root from blowing up near zero variance.
-    std = (variance + 0.1 * torch.finfo(variance.dtype).eps).sqrt()
-    return fn(mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes) @ weights
 
 
 def squeeze(output: Tensor) -> Tensor:
@@ -101,6 +87,27 @@ class Likelihood(nn.Module):
         """
         raise NotImplementedError
 
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """`(1/α) log E[p(y | f)^α]` over independent Gaussian outputs f, [N]: the data term of BB-α without sampling.
+
+        Rises with α, from `expected_log_prob` at α = 0, its limit there, to the log predictive density at α = 1.
+
+        Args:
+            mean: Means of the network's outputs, [N, ...].
+            variance: Their variances, non-negative, of the same shape.
+            y: Targets as `prepare` returns them.
+            alpha: α, a finite number; below 1e-30 in size it counts as 0.
+            **sites: Values of the latent sites of `sites()`.
+
+        Raises:
+            ValueError: If α is not finite, or below the least that the likelihood can do.
+            NotImplementedError: If the likelihood has no such method.
+        """
+        raise NotImplementedError(
+            f"{self._me} has no `log_power_mean`: the (1/α) log E[p(y | f)^α] over Gaussian outputs f that BB-α needs "
+            "where it does not sample"
+        )
+
     def rescale(self, parameters: dict[str, Tensor], loc: Tensor | float, scale: Tensor | float) -> dict[str, Tensor]:
         """Undo the standardization of targets: the parameters for `y * scale + loc`.
 
@@ -175,6 +182,14 @@ class Likelihood(nn.Module):
             first = bad.nonzero()[0].tolist()
             raise ValueError(f"y holds {int(bad.sum())} values that are NaN or infinite, the first at index {first}.")
         return y
+
+    def _alpha(self, alpha: float, least: float = -math.inf, below: str = "") -> float:
+        """A checked α, 0 where single precision cannot divide by it."""
+        if not math.isfinite(alpha):
+            raise ValueError(f"{self._me} needs a finite alpha, not {alpha!r}.")
+        if alpha < least:
+            raise ValueError(f"{self._me} needs alpha of at least {least:g}, not {alpha!r}: {below}.")
+        return 0.0 if abs(alpha) < 1e-30 else float(alpha)
 
     def _integers(self, y: Tensor, what: str) -> None:
         if y.is_floating_point() and bool((y != y.round()).any()):

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from bnnzoo.likelihoods.base import LOG_2PI, Likelihood, dims, expect, squeeze, total
+from bnnzoo.likelihoods.base import LOG_2PI, Likelihood, dims, squeeze, total
+from bnnzoo.likelihoods.quadrature import expect, expect_power, root
 
 
 class Categorical(Likelihood):
@@ -31,9 +32,9 @@ class Categorical(Likelihood):
 
         `E log sum_k exp f_k` has no closed form. For every `a` it is at most
         `sum_k a_k^2 v_k / 2 + log sum_k exp(m_k + (1 - 2 a_k) v_k / 2)` (Knowles and Minka 2011), which is Jensen's
-        bound at `a = 0` and convex in `a`. Eight fixed-point steps come close to the best `a`; where they end above
-        Jensen's bound, that one is taken. It is exact at zero variance. For 2 to 10 classes the gap is about 0.03 nat
-        for logits of standard deviation 1 and 0.3 to 0.5 nat at 2 (Jensen's: 0.3 and 1.5), and grows with the variance.
+        bound at `a = 0` and convex in `a`; Newton's steps find the best. It is exact at zero variance. For 2 to 10
+        classes the gap is about 0.03 nat for logits of standard deviation 1 and 0.3 to 0.5 nat at 2 (Jensen's: 0.3 and
+        1.5), and grows with the variance.
 
         Args:
             mean: Means of the logits, [N, K, ...].
@@ -41,16 +42,36 @@ class Categorical(Likelihood):
             y: Labels, [N, ...].
             **sites: None.
         """
-        tilt = ((mean + 0.5 * variance) / (1.0 + variance)).softmax(1)
-        for _ in range(8):
-            probs = (mean + (0.5 - tilt) * variance).softmax(1)
-            # a Newton step on the diagonal, at the mean of where it is and where it goes: any tilt gives a bound
-            tilt = tilt + (probs - tilt) / (1.0 + 0.5 * variance * (probs + tilt))
-        tilted = 0.5 * (tilt.square() * variance).sum(1) + (mean + (0.5 - tilt) * variance).logsumexp(1)
-        jensen = (mean + 0.5 * variance).logsumexp(1)
-        # only where it is clearly looser: at small variance the two tie, and the tilted one has the right gradient
-        bound = torch.where(tilted > jensen + 1e-4 * (1.0 + jensen.abs()), jensen, tilted)
-        return total(mean.gather(1, y.unsqueeze(1)).squeeze(1) - bound)
+        return self.log_power_mean(mean, variance, y, 0.0)
+
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """A lower bound of `(1/α) log E[p(y | f)^α]` over independent Gaussian logits, [N], for α ≥ -1.
+
+        For every `a`, the expectation is that of `exp(α Σ_k (δ_yk - a_k) f_k) (Σ_k exp(f_k - Σ_j a_j f_j))^-α`. The
+        first factor makes another Gaussian of that of the logits, and Jensen's inequality bounds the expectation of the
+        second under it, from the side that is needed for every α ≥ -1. With `w = (1 + α) v`, what is left is
+
+            m_y + α v_y / 2 - Σ_k a_k² w_k / 2 - log Σ_k exp(m_k + α δ_yk v_y + v_k / 2 - a_k w_k),
+
+        Knowles and Minka's bound at α = 0 (`expected_log_prob`), taken at the best `a`. It is exact at α = -1 and at
+        zero variance. For 2 to 10 classes and α from 0 to 2 the gap is about 0.05 nat for logits of standard deviation
+        1, 0.5 at 2 and 1.5 at 3, half as much again at worst.
+
+        Args:
+            mean: Means of the logits, [N, K, ...].
+            variance: Their variances, of the same shape.
+            y: Labels, [N, ...].
+            alpha: α, a finite number of at least -1: below, this is no lower bound.
+            **sites: None.
+
+        Raises:
+            ValueError: If α is below -1 or not finite.
+        """
+        alpha = self._alpha(alpha, -1.0, "below, there is no lower bound to train by")
+        label = y.unsqueeze(1)
+        gain = alpha * variance.gather(1, label)
+        margins = (mean - mean.gather(1, label)).scatter_add(1, label, gain)
+        return total(0.5 * gain.squeeze(1) - _tilted(margins + 0.5 * variance, (1.0 + alpha) * variance))
 
     def prepare(self, y: Any) -> Tensor:
         """Bring labels into shape and dtype.
@@ -98,6 +119,26 @@ class Categorical(Likelihood):
         return max(int(y.max()) + 1, 2)
 
 
+def _tilted(logits: Tensor, variance: Tensor) -> Tensor:
+    """`min_a Σ_k a_k² v_k / 2 + log Σ_k exp(logits_k - a_k v_k)`, over the second dimension."""
+    log_tilt = (logits / (1.0 + variance)).log_softmax(1)
+    with torch.no_grad():  # the derivatives of the minimum are those at the best tilt
+        for _ in range(11):
+            log_tilt = _newton(log_tilt, logits, variance)
+    tilt = _newton(log_tilt, logits, variance).exp()  # but second ones need to know how it moves
+    return 0.5 * (tilt.square() * variance).sum(1) + (logits - tilt * variance).logsumexp(1)
+
+
+def _newton(log_tilt: Tensor, logits: Tensor, variance: Tensor) -> Tensor:
+    """A Newton step for the logarithms of the best tilt, `a = softmax(logits - a v)`."""
+    tilt = log_tilt.exp()
+    damping = 1.0 / (1.0 + tilt * variance)
+    weight = tilt * damping
+    rest = logits - tilt * variance - log_tilt  # a constant, at the best tilt
+    constant = ((weight * rest).sum(1, keepdim=True) + tilt.sum(1, keepdim=True) - 1.0) / weight.sum(1, keepdim=True)
+    return (log_tilt + (rest - constant) * damping).clamp_max(0.0)
+
+
 class Bernoulli(Likelihood):
     """Yes/no targets: outputs are logits, [N, 1] for targets [N], or [N, C] for C targets each."""
 
@@ -128,6 +169,30 @@ class Bernoulli(Likelihood):
         """
         mean, variance = squeeze(mean), squeeze(variance)
         return total(y.to(mean.dtype) * mean - _expected_softplus(mean, variance))
+
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """`(1/α) log E[p(y | f)^α]` over independent Gaussian logits, [N], by adaptive quadrature.
+
+        For α from -1 to 5 the error is below 1e-7 a target for logits of standard deviation up to 3, 1e-5 at 5, 1e-4 at
+        10, 0.01 at 30 and 0.1 at 100; for negative α that holds up to a standard deviation of `7 / |α|`, beyond which
+        the integrand falls apart in two and the error may reach `1 / |α|`.
+
+        Args:
+            mean: Means of the logits, [N, C].
+            variance: Their variances, [N, C].
+            y: Targets, [N] or [N, C].
+            alpha: α, a finite number.
+            **sites: None.
+
+        Raises:
+            ValueError: If α is not finite.
+        """
+        alpha = self._alpha(alpha)
+        if alpha == 0:
+            return self.expected_log_prob(mean, variance, y)
+        mean, variance = squeeze(mean), squeeze(variance)
+        y = y.to(mean.dtype).unsqueeze(-1)
+        return total(expect_power(lambda logit: y * logit - F.softplus(logit), mean, variance, alpha))
 
     @override
     def prepare(self, y: Any) -> Tensor:
@@ -183,6 +248,37 @@ class Poisson(Likelihood):
         y = y.to(mean.dtype)
         return total(y * mean - torch.exp(mean + 0.5 * variance) - torch.lgamma(y + 1.0))
 
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """`(1/α) log E[p(y | f)^α]` over independent Gaussian log rates, [N], by quadrature about the integrand's mode.
+
+        The error a target, relative to 1 + |value|, is below 1e-8 for log rates of standard deviation up to 1, 1e-6 at
+        2, 1e-5 at 3, 1e-4 at 5 and 5e-3 at 10, for α of at least 0.01 and any count.
+
+        Args:
+            mean: Means of the log rates, [N, C].
+            variance: Their variances, [N, C].
+            y: Counts, [N] or [N, C].
+            alpha: α, a finite number of at least 0: below, the expectation is infinite for any positive variance.
+            **sites: None.
+
+        Raises:
+            ValueError: If α is negative or not finite.
+        """
+        alpha = self._alpha(alpha, 0.0, "below, E[p^alpha] is infinite for any uncertain rate")
+        if alpha == 0:
+            return self.expected_log_prob(mean, variance, y)
+        mean, variance = squeeze(mean), squeeze(variance)
+        y = y.to(mean.dtype)
+        largest = 0.5 * math.log(torch.finfo(mean.dtype).max)
+
+        def log_prob(value: Tensor) -> Tensor:
+            # rates beyond e^largest grow linearly in their logarithms: their gradients would overflow
+            rate = value.clamp_max(largest).exp() * (1.0 + F.relu(value - largest))
+            return y.unsqueeze(-1) * value - rate
+
+        tilt = _poisson_tilt(mean.detach(), variance.detach(), y, alpha, largest)
+        return total(expect_power(log_prob, mean, variance, alpha, tilt) - torch.lgamma(y + 1.0))
+
     @override
     def prepare(self, y: Any) -> Tensor:
         y = super().prepare(y)
@@ -190,3 +286,23 @@ class Poisson(Likelihood):
         if bool((y < 0).any()):
             raise ValueError(f"{self._me} needs counts 0, 1, 2, ...; y holds {y.min().item():g}.")
         return y if y.is_floating_point() else y.to(torch.get_default_dtype())
+
+
+def _poisson_tilt(mean: Tensor, variance: Tensor, y: Tensor, alpha: float, largest: float) -> tuple[Tensor, Tensor]:
+    """Laplace's approximation to `N(x; mean, variance) Poisson(y; e^x)^α`, in the terms of `expect_power`."""
+    std = root(variance)
+    variance = std.square()
+    gain = alpha * variance
+    # The mode, x = mean + gain (y - e^x), is mean + gain y - w for w + log w = t: Lambert's W of e^t.
+    top = mean + gain * y
+    t = variance.log() + math.log(alpha) + top
+    w = F.softplus(t)
+    w = w * (1.0 - w.log1p() / (2.0 + w))
+    for _ in range(2):
+        w = w * (1.0 + t - w.clamp_min(torch.finfo(w.dtype).tiny).log()) / (1.0 + w)
+    mode = top - w
+    for _ in range(2):  # where w is large, the difference has lost digits
+        rate = mode.clamp_max(largest).exp()
+        mode = mode - (mode - top + gain * rate) / (1.0 + gain * rate)
+    rate = mode.clamp_max(largest).exp()
+    return std * (y - rate), -variance * rate / (1.0 + gain * rate)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from bnnzoo.likelihoods.base import LOG_2PI, Likelihood, dims, expect, squeeze, total
+from bnnzoo.likelihoods.base import LOG_2PI, Likelihood, dims, squeeze, total
+from bnnzoo.likelihoods.quadrature import expect, expect_power
 from bnnzoo.priors.tools import check_parameters, element_support, map_tensors
 
 
@@ -36,6 +37,16 @@ class _GaussianTargets(Likelihood):
     def prepare(self, y: Any) -> Tensor:
         y = super().prepare(y)
         return y if y.is_floating_point() else y.to(torch.get_default_dtype())
+
+
+def _log_power_mean(residual: Tensor, variance: Tensor, scale: Tensor, alpha: float) -> Tensor:
+    """`(1/α) log E[N(residual; f, scale²)^α]` over f ~ N(0, variance), α not 0; -∞ where the expectation diverges."""
+    ratio = alpha * variance / scale.square()
+    infinite = ratio <= -1.0
+    ratio = torch.where(infinite, 0.0, ratio)
+    square = (residual / scale).square() / (1.0 + ratio)
+    value = -0.5 * (square + LOG_2PI + torch.log1p(ratio) / alpha) - scale.log()
+    return torch.where(infinite, -math.inf, value)
 
 
 class Gaussian(_GaussianTargets):
@@ -111,6 +122,27 @@ class Gaussian(_GaussianTargets):
         given = self.conditional(mean, **sites)
         square = (y.to(mean.dtype) - given["loc"]).square() + squeeze(variance)
         return total(-0.5 * (square / given["scale"].square() + LOG_2PI) - given["scale"].log())
+
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """`(1/α) log E[p(y | f)^α]` over independent Gaussian outputs, [N]: exact.
+
+        Args:
+            mean: Means of the outputs, [N, C].
+            variance: Their variances, [N, C].
+            y: Targets, [N] or [N, C].
+            alpha: α, a finite number. The expectation is infinite for a negative one and an output of variance
+                `scale² / |α|` or more: -∞ then, with no gradient.
+            **sites: `noise`, where the scale has a prior.
+
+        Raises:
+            ValueError: If α is not finite.
+        """
+        alpha = self._alpha(alpha)
+        if alpha == 0:
+            return self.expected_log_prob(mean, variance, y, **sites)
+        given = self.conditional(mean, **sites)
+        residual = y.to(mean.dtype) - given["loc"]
+        return total(_log_power_mean(residual, squeeze(variance), given["scale"], alpha))
 
     @override
     def check(self, output: Tensor, y: Tensor) -> None:
@@ -224,6 +256,36 @@ class HeteroscedasticGaussian(_GaussianTargets):
         log_scale = expect(lambda value: self._scale(value).log(), raw, raw_variance)
         precision = expect(lambda value: self._scale(value).pow(-2), raw, raw_variance)
         return total(-0.5 * (LOG_2PI + square * precision) - log_scale)
+
+    def log_power_mean(self, mean: Tensor, variance: Tensor, y: Tensor, alpha: float, **sites: Tensor) -> Tensor:
+        """`(1/α) log E[p(y | f)^α]` over independent Gaussian outputs, [N].
+
+        Exact in the means; adaptive quadrature over the scales. The error a target, relative to 1 + |value|, is below
+        1e-3 for scale outputs of standard deviation up to 3 and 5e-3 at 5, for α of at least 0.01; in 99 cases of 100
+        it is below 1e-6 up to 1, 1e-4 at 3 and 1e-3 at 5.
+
+        Args:
+            mean: Means of the outputs, [N, 2C].
+            variance: Their variances, [N, 2C].
+            y: Targets, [N] or [N, C].
+            alpha: α, a finite number of at least 0: below, the expectation is infinite wherever an output is more
+                uncertain than `min_scale / sqrt(|α|)`.
+            **sites: None.
+
+        Raises:
+            ValueError: If α is negative or not finite.
+        """
+        alpha = self._alpha(alpha, 0.0, "below, E[p^alpha] is infinite, as scales can come close to min_scale")
+        if alpha == 0:
+            return self.expected_log_prob(mean, variance, y)
+        loc, raw = (squeeze(half) for half in mean.chunk(2, -1))
+        loc_variance, raw_variance = (squeeze(half) for half in variance.chunk(2, -1))
+        residual, spread = (y.to(mean.dtype) - loc).unsqueeze(-1), loc_variance.unsqueeze(-1)
+
+        def given_scale(value: Tensor) -> Tensor:
+            return _log_power_mean(residual, spread, self._scale(value), alpha)
+
+        return total(expect_power(given_scale, raw, raw_variance, alpha))
 
     @override
     def num_outputs(self, y: Tensor) -> int:
