@@ -201,8 +201,8 @@ def test_single_precision_agrees_with_double(name):
 def test_rates_beyond_all_numbers_still_fall():
     """Where e^f would overflow, in single precision."""
     mean = torch.tensor([[60.0], [300.0]], requires_grad=True)
-    for variance in (0.0, 0.01):
-        value = Poisson().log_power_mean(mean, torch.full_like(mean, variance), torch.tensor([7.0, 7.0]), 1e-6)
+    for variance, alpha in ((0.0, 1e-6), (0.01, 1e-6), (0.0, 1e-28), (0.01, 1e-28)):
+        value = Poisson().log_power_mean(mean, torch.full_like(mean, variance), torch.tensor([7.0, 7.0]), alpha)
         assert (torch.autograd.grad(value.sum(), mean)[0] < -1.0).all()
 
 
