@@ -107,7 +107,8 @@ class Posterior:
     def fit(self, data: Any, **settings: Any) -> Posterior:
         """Go on training from here on data in the same units; arguments as of `bnnzoo.fit`, chains as they are.
 
-        The data are standardized as they were in the first fit.
+        The data are standardized as they were in the first fit. The objective is the default one unless it is given
+        again, and its epochs, which an annealed `kl_weight` counts, begin at 0.
         """
         from bnnzoo.training import resume
 

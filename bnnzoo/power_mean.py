@@ -15,7 +15,7 @@ def log_power_mean(values: Tensor, power: float, dim: int = 0) -> Tensor:
     the largest: nothing overflows, and small powers do not cancel, as they would in the logarithm of a mean that is
     nearly 1. With ε the precision of the numbers, rounding costs a few ε times the largest of `values`, and at most
     ε K / |power| more where `power · values` differ by more than 1. The derivatives are the weights
-    `softmax(power · values)`.
+    `softmax(power · values)`; NaN where all values are -∞.
 
     Args:
         values: Logarithms of nonnegative numbers, [..., K, ...]; may be -∞.

@@ -110,7 +110,8 @@ def fit(
         patience: Stop a chain after this many epochs, ≥ 1, without a better validation score, and return its
             parameters at the best one. Needs `validation`.
         checkpoint: A file to keep the state in after every epoch. If it exists, training resumes there; the result is
-            bit for bit (on the CPU) that of a run that was never interrupted.
+            bit for bit (on the CPU) that of a run that was never interrupted. A file of another run is refused;
+            functions, as a `kl_weight` of your own, are told apart by their names only.
         callback: Called after every epoch with a `Progression`; returning True ends training.
         progress: Show a progress bar; default if standard error is a terminal.
 

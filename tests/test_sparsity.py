@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods, objectives, priors, sample
 from bnnzoo._vectorize import pyro_settings, seeded
-from bnnzoo.objectives import Sites, kl_terms
+from bnnzoo.objectives import Sites, divergence, kl_terms
 
 SITES = ("0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -139,7 +139,7 @@ class TestPruning:
         posterior, below = drowned(1, likelihoods.Gaussian(0.3), prior=prior)
         pruned = posterior.prune()
         if by == "site":
-            monkeypatch.setattr(objectives, "_shared_block", lambda *_: None)
+            monkeypatch.setattr(divergence, "_shared_block", lambda *_: None)
         guide_sites = Sites(structured=True)
         with pyro_settings(pruned.guide):
             q = guide_sites.run(pruned.guide, X, Y)

@@ -271,8 +271,8 @@ def parse(option: str, text: str, table: Mapping[str, Choice]) -> partial[Any]:
         raise bad(option, f"{name} takes {', '.join(choice.numbers) or 'no numbers'}; given: {rest}")
     bound: dict[str, float] = {}
     for (parameter, number), value in zip(choice.numbers.items(), values, strict=False):
-        if number.positive:
-            positive(option, value)
+        if number.positive and not (math.isfinite(value) and value > 0):
+            raise bad(option, f"{parameter} of {name} must be a number above 0; given: {value:g}")
         if number.whole and value != int(value):
             raise bad(option, f"{parameter} of {name} must be a whole number; given: {value:g}")
         bound[parameter] = int(value) if number.whole else value

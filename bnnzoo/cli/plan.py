@@ -276,7 +276,12 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
     if options.sampling is not None:
         known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
         if getattr(make, "func", make) not in (guides.MeanField, guides.MNF):
-            raise bad("--sampling", f"guide {guide} draws no pre-activations: it belongs to mean-field and mnf")
+            given = (
+                guide
+                if options.guide is not None
+                else f"{cast(Any, getattr(make, 'func', make)).__name__} of this entry"
+            )
+            raise bad("--sampling", f"guide {given} draws no pre-activations: it belongs to mean-field and mnf")
         changes["guide"] = partial(cast(Any, make), sampling=options.sampling)
     if make is None and _learns_noise(entry, train):
         if options.noise is not None:
@@ -303,7 +308,7 @@ def _objective_changes(options: FitOptions, entry: Entry) -> dict[str, Any]:
             raise bad(option, f"--objective {options.objective} says it already: give one of the two")
         if number not in inspect.signature(make).parameters:
             takers = [taker for taker, choice in parsing.OBJECTIVES.items() if number in choice.numbers]
-            raise bad(option, f"objective {name} takes none; {', '.join(takers)} do")
+            raise bad(option, f"objective {name} takes no {option[2:]}; {', '.join(takers)} do")
         make = partial(make, **{number: value})
     with checking("--objective" if options.alpha is None else "--alpha"):
         make(kl_weight=1.0)

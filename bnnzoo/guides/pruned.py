@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -35,6 +35,8 @@ class PrunedMeanField(MeanField):
     Raises:
         ValueError: As of `MeanField`.
     """
+
+    bounds_evidence: ClassVar[bool] = False
 
     kept: Tensor
 

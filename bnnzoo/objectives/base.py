@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bnnzoo._types import Site
 from bnnzoo._vectorize import vectorize
+from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives.divergence import kl_terms, log_ratio
 from bnnzoo.objectives.sites import Sites
 
@@ -94,11 +95,13 @@ class Objective(pyro.infer.ELBO):
         Raises:
             ValueError: If the objective is not defined for the guide; says why.
         """
-        self._check(unwrap(guide))
+        for part in _modules(guide):
+            self._check(part)
         counts: list[float | Tensor] = []
+        rows: dict[str, Tensor] = {}  # that plates drew: one minibatch for all particles
 
         def particle() -> list[Tensor]:
-            log_likelihoods, divergence, counts[:] = self._particle(model, guide, args, kwargs)
+            log_likelihoods, divergence, counts[:] = self._particle(model, guide, args, kwargs, rows)
             return [*log_likelihoods, divergence]
 
         *log_likelihoods, divergence = self._draw(particle, model, guide)
@@ -119,8 +122,8 @@ class Objective(pyro.infer.ELBO):
         # Pyro's interface asks for it; traces of one draw, weights dense.
         return get_importance_trace("flat", math.inf, model, guide, args, kwargs)
 
-    def _check(self, guide: Any) -> None:
-        """Refuse a guide, out of Pyro's handlers, that the objective is not defined for."""
+    def _check(self, guide: nn.Module) -> None:
+        """Refuse a guide, or a part of one, that the objective is not defined for."""
         if self.joint and not getattr(type(guide), "bounds_evidence", True):
             raise ValueError(
                 f"{self!r} weighs draws by p(w) / q(w), and what guides.{type(guide).__name__} trains has no density "
@@ -128,12 +131,14 @@ class Objective(pyro.infer.ELBO):
             )
 
     def _particle(
-        self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any
+        self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any, rows: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor, list[float | Tensor]]:
         """The log likelihoods and the divergence of one draw, and the elements' counts."""
-        guide_sites = Sites(structured=not self.joint)
+        guide_sites = Sites(rows, structured=not self.joint)
         q = guide_sites.run(guide, *args, **kwargs)
-        p = Sites(guide_sites.drawn).run(model, *args, **kwargs)
+        model_sites = Sites({**rows, **guide_sites.drawn})
+        p = model_sites.run(model, *args, **kwargs)
+        rows.update(model_sites.rows)
         divergence = log_ratio(q, p) if self.joint else _sum(kl_terms(q, p))
         weight = self.kl_weight(self.epoch) if callable(self.kl_weight) else self.kl_weight
         if weight != 1.0:
@@ -149,9 +154,10 @@ class Objective(pyro.infer.ELBO):
             # Each particle moves the running statistics in turn; mapped particles cannot share that write.
             particles = [particle() for _ in range(self.num_particles)]
             return [torch.stack(values) for values in zip(*particles, strict=True)]
-        # Parameters come into being outside of vmap only, in Pyro's global store or in its guides: in a first particle.
-        local = pyro.settings.get("module_local_params") and not any(_is_unmade(part) for part in _modules(guide))
-        first = None if local else particle()
+        # What all particles share comes into being outside of vmap, in a first one: parameters of Pyro's global store
+        # or of its guides, and rows that a plate draws.
+        made = pyro.settings.get("module_local_params") and not any(_is_unmade(part) for part in _modules(guide))
+        first = None if made and isinstance(unwrap(model), BayesianNetwork) else particle()
         with pyro.validation_enabled(False):  # it calls .item()
             rest = vectorize(lambda _: particle())(torch.arange(self.num_particles - (first is not None)))
         if first is None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bnnzoo.objectives.base import DataTerm, Objective, is_number
 from bnnzoo.power_mean import log_power_mean
@@ -24,6 +25,8 @@ class BBAlpha(Objective):
     there; α = 1 is minus the log predictive probability of each datum, plus the KL (`Predictive`); α < 0 is more
     zero-forcing than the ELBO. K = 1 is the ELBO whatever α. The logarithm of a mean of K draws is biased: the loss is
     too high, by about `α Var[log p] / 2K` a datum where that is small (`benchmarks/alpha.py` has figures).
+
+    (In Pyro models other than a `BayesianNetwork` a datum is an element of an observed site's batch shape.)
 
     With `exact=True`, the energy before Li & Gal's approximation by large N (eqs. 2 and 3; Hernández-Lobato et al.
     2016; Li & Turner 2016), whose factors share out prior and q:
@@ -53,6 +56,8 @@ class BBAlpha(Objective):
         super().__init__(num_particles, kl_weight)
         if not (is_number(alpha) and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a finite number, not {alpha!r}")
+        if not isinstance(exact, bool):
+            raise ValueError(f"exact must be True or False, not {exact!r}")
         self.alpha = float(alpha)
         self.exact = exact
 
@@ -70,14 +75,13 @@ class BBAlpha(Objective):
             loss = loss - (count * log_power_mean(log_likelihood, self.alpha)).sum()
         return loss
 
-    def _check(self, guide: Any) -> None:
+    def _check(self, guide: nn.Module) -> None:
         super()._check(guide)
-        one_draw = getattr(guide, "one_draw_a_batch", False) and guide.training
+        one_draw = getattr(type(guide), "one_draw_a_batch", False) and guide.training
         if one_draw and self.num_particles > 1 and self.alpha != 0:
             raise ValueError(
                 f"in training the draw of guides.{type(guide).__name__} is the batch itself, the same for all "
-                f"particles, so that {self!r} would be the ELBO at {self.num_particles} times its price: use "
-                "objectives.ELBO()"
+                f"particles, and {self!r} would be no mean over such draws: use objectives.ELBO()"
             )
 
 
@@ -102,5 +106,5 @@ def _shared(data: list[DataTerm], log_ratio: Tensor) -> list[DataTerm]:
         count.expand(values.shape[1:]).sum() if isinstance(count, Tensor) else count * values[0].numel()
         for values, count in data
     )
-    share = log_ratio / size
+    share = log_ratio / torch.where(torch.as_tensor(size) > 0, size, 1.0)  # no data at all, where all are masked
     return [(values - share.view(-1, *[1] * (values.dim() - 1)), count) for values, count in data]

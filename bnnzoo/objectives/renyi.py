@@ -29,8 +29,9 @@ class Renyi(Objective):
     its likelihood, which is no unbiased estimate of the bound, unlike the ELBO's; nor has a minibatch's value any claim
     to bound the evidence.
 
-    The guide must have a density, or one jointly with its auxiliary variables. With β ≠ 1 the weights are
-    p(y | ω) (p₀(ω) / q(ω))^β.
+    The guide must have a density, or one jointly with its auxiliary variables. Sites that a guide of Pyro's holds at a
+    point beside others that it draws count as parameters: bounds are then of the evidence at that point. With β ≠ 1 the
+    weights are p(y | ω) (p₀(ω) / q(ω))^β.
 
     Args:
         alpha: α, a number or -∞.

@@ -59,8 +59,13 @@ class Sites(Messenger):
     @property
     def drawn(self) -> dict[str, Any]:
         """The values of the recorded latent sites, and the rows that plates drew."""
-        sites = {**self._subsamples, **self.messages}
-        return {name: msg["value"] for name, msg in sites.items() if not msg["is_observed"]}
+        own = {name: msg["value"] for name, msg in self.messages.items() if not msg["is_observed"]}
+        return {**self.rows, **own}
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """The rows that plates are of, drawn or given, by the plates' names."""
+        return {name: msg["value"] for name, msg in self._subsamples.items()}
 
 
 def log_prob(site: Site) -> Tensor:
