@@ -13,7 +13,7 @@ from saving import round_trip, same
 from torch import nn
 from torch.optim import lr_scheduler
 
-from bnnzoo import BayesianNetwork, fit, guides, likelihoods, objectives, priors, sample
+from bnnzoo import BayesianNetwork, fit, guides, likelihoods, priors, sample
 from bnnzoo._vectorize import pyro_settings, seeded
 from bnnzoo.objectives import Sites, divergence, kl_terms
 
