@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnnzoo import Posterior, load
+from bnnzoo import Posterior, data, load
 
 DATA_SIZE = 10_000
 """Rows of the imaginary data set that a timed minibatch stands for."""
@@ -195,6 +195,17 @@ def plus_minus(values: Sequence[float], form: str = ".2f") -> str:
     """Mean ± standard error, or the single value; a sign in `form` is for the mean alone."""
     mean, error = mean_and_error(values)
     return f"{mean:{form}}" + (f" ± {error:{form.removeprefix('+')}}" if len(values) > 1 else "")
+
+
+def enlarged_digits() -> tuple[data.Dataset, data.Dataset]:
+    """Training and test part of embedded digits, 8x8 pixels enlarged to [N, 1, 28, 28]: smoke runs need no files."""
+    train, test = data.load("digits")[:300].split(0.2)
+
+    def enlarge(part: data.Dataset) -> data.Dataset:
+        images = part.x.reshape(len(part), 1, 8, 8)
+        return data.as_dataset((nn.functional.interpolate(images, size=28), part.y))
+
+    return enlarge(train), enlarge(test)
 
 
 def kept(path: Path, make: Callable[[], Posterior], network: nn.Module | None = None) -> Posterior:

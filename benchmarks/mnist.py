@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, environment, parser, start, table, write
+from common import describe, enlarged_digits, environment, parser, start, table, write
 from matplotlib.figure import Figure
 from pyro.distributions import Normal
 from torch import Tensor, nn
@@ -230,8 +230,7 @@ def main() -> None:
     if arguments.smoke:
         arguments.epochs, arguments.draws = 1, 2
     start(arguments)
-    # Embedded digits of 8x8 pixels, enlarged, so that the smoke run needs no files.
-    parts = _digits() if arguments.smoke else data.load("mnist").split()
+    parts = enlarged_digits() if arguments.smoke else data.load("mnist").split()
     with tempfile.TemporaryDirectory() as temporary:
         keep = Path(temporary) if arguments.keep is None else arguments.keep
         keep.mkdir(parents=True, exist_ok=True)
@@ -275,16 +274,6 @@ def _table(results: dict[str, dict[str, Any]], rows: int) -> str:
         line += [f"{result[key]:.4f}" for key in ("nll", "ece", "entropy")]
         lines.append([*line, f"{result['fit_seconds']:.0f}", f"{result['predict_seconds']:.0f}"])
     return table(header, lines)
-
-
-def _digits() -> Parts:
-    train, test = data.load("digits")[:300].split(0.2)
-
-    def enlarge(part: data.Dataset) -> data.Dataset:
-        images = part.x.reshape(len(part), 1, 8, 8)
-        return data.as_dataset((nn.functional.interpolate(images, size=28), part.y))
-
-    return enlarge(train), enlarge(test)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, mean_and_error, parser, plus_minus, start, table, write
+from common import describe, enlarged_digits, environment, mean_and_error, parser, plus_minus, start, table, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 import bnnzoo
 from bnnzoo import BayesianNetwork, Posterior, Prediction, data, evaluation, guides, likelihoods, models, objectives
@@ -295,14 +295,8 @@ def _images() -> Images:
 
 
 def _digits() -> Images:
-    """Embedded digits of 8x8 pixels, enlarged, so that the smoke run needs no files."""
-    train, test = data.load("digits")[:300].split(0.2)
-
-    def enlarge(part: data.Dataset) -> data.Dataset:
-        images = part.x.reshape(len(part), 1, 8, 8)
-        return data.as_dataset((nn.functional.interpolate(images, size=28), part.y))
-
-    return Images(enlarge(train), enlarge(test), 1.0 - enlarge(test).x)
+    train, test = enlarged_digits()
+    return Images(train, test, 1.0 - test.x)
 
 
 if __name__ == "__main__":

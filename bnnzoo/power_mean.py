@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 #: Powers below are 0 and those above its inverse infinite, to any precision: single precision has no smaller products.
-_TINY = 1e-30
+TINY = 1e-30
 
 
 def log_power_mean(values: Tensor, power: float, dim: int = 0) -> Tensor:
@@ -27,10 +27,10 @@ def log_power_mean(values: Tensor, power: float, dim: int = 0) -> Tensor:
     """
     if values.shape[dim] == 1:
         return values.squeeze(dim)
-    if abs(power) < _TINY:
+    if abs(power) < TINY:
         return values.mean(dim)
     top = values.amax(dim) if power > 0 else values.amin(dim)
-    if abs(power) > 1 / _TINY:
+    if abs(power) > 1 / TINY:
         return top
     # The mean does not depend on what is taken out, which must be finite.
     top = top.detach().nan_to_num(0.0, 0.0, 0.0)

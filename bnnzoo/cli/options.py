@@ -224,14 +224,14 @@ def known_data(name: str) -> str:
         raise bad("--data", f"there is no data set {name!r}.{hint} Known: {', '.join(data.names())}. {own}") from None
 
 
-def positive(option: str, value: float) -> float:
-    """Checks a number: finite and above 0.
+def positive(option: str, value: float, what: str = "") -> float:
+    """Checks a number: finite and above 0; `what` it is begins the message.
 
     Raises:
         typer.BadParameter: It is not.
     """
     if not (math.isfinite(value) and value > 0):
-        raise bad(option, f"must be a number above 0; given: {value:g}")
+        raise bad(option, f"{what}must be a number above 0; given: {value:g}")
     return value
 
 
@@ -271,8 +271,8 @@ def parse(option: str, text: str, table: Mapping[str, Choice]) -> partial[Any]:
         raise bad(option, f"{name} takes {', '.join(choice.numbers) or 'no numbers'}; given: {rest}")
     bound: dict[str, float] = {}
     for (parameter, number), value in zip(choice.numbers.items(), values, strict=False):
-        if number.positive and not (math.isfinite(value) and value > 0):
-            raise bad(option, f"{parameter} of {name} must be a number above 0; given: {value:g}")
+        if number.positive:
+            positive(option, value, f"{parameter} of {name} ")
         if number.whole and value != int(value):
             raise bad(option, f"{parameter} of {name} must be a whole number; given: {value:g}")
         bound[parameter] = int(value) if number.whole else value

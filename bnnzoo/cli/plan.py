@@ -275,12 +275,9 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
             changes["guide"] = make = partial(make, from_dropout_layers=False)
     if options.sampling is not None:
         known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
-        if getattr(make, "func", make) not in (guides.MeanField, guides.MNF):
-            given = (
-                guide
-                if options.guide is not None
-                else f"{cast(Any, getattr(make, 'func', make)).__name__} of this entry"
-            )
+        kind: Any = getattr(make, "func", make)
+        if kind not in (guides.MeanField, guides.MNF):
+            given = f"{kind.__name__} of this entry" if options.guide is None and kind is not None else guide
             raise bad("--sampling", f"guide {given} draws no pre-activations: it belongs to mean-field and mnf")
         changes["guide"] = partial(cast(Any, make), sampling=options.sampling)
     if make is None and _learns_noise(entry, train):

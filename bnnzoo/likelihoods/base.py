@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnzoo._types import Distribution
+from bnnzoo.power_mean import TINY
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -189,7 +190,7 @@ class Likelihood(nn.Module):
             raise ValueError(f"{self._me} needs a finite alpha, not {alpha!r}.")
         if alpha < least:
             raise ValueError(f"{self._me} needs alpha of at least {least:g}, not {alpha!r}: {below}.")
-        return 0.0 if abs(alpha) < 1e-30 else float(alpha)
+        return 0.0 if abs(alpha) < TINY else float(alpha)
 
     def _integers(self, y: Tensor, what: str) -> None:
         if y.is_floating_point() and bool((y != y.round()).any()):
