@@ -3,13 +3,14 @@
 network            any `torch.nn.Module`
 BayesianNetwork    network + prior + likelihood: a Pyro model
 guides             families of approximate posteriors, built from the model
+moments            mean and variance through any network, nothing sampled
 objectives         what is minimized
 fit -> Posterior   samples, predicts, saves, exports to ArviZ
 """
 
 from importlib.metadata import version
 
-from bnnzoo import data, evaluation, guides, likelihoods, models, objectives, priors
+from bnnzoo import data, evaluation, guides, likelihoods, models, moments, objectives, priors
 from bnnzoo.mcmc import sample
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
@@ -31,6 +32,7 @@ __all__ = [
     "likelihoods",
     "load",
     "models",
+    "moments",
     "objectives",
     "priors",
     "sample",

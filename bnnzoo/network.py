@@ -17,7 +17,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from bnnzoo._types import Distribution
-from bnnzoo.likelihoods import Likelihood
+from bnnzoo.likelihoods import Likelihood, MomentTargets
+from bnnzoo.moments import Moments
 from bnnzoo.priors import Prior, map_tensors, resolve
 from bnnzoo.weights import Block, Layout, ScalarNormal
 
@@ -182,7 +183,11 @@ class BayesianNetwork(Program):
         output = self.output(values, x)
         likelihood = self.likelihood
         latent = {name: pyro.sample(name, prior) for name, prior in self._noise_sites().items()}
-        targets = likelihood.distribution(output, **latent)
+        targets = (
+            MomentTargets(likelihood, output, latent)
+            if isinstance(output, Moments)
+            else likelihood.distribution(output, **latent)
+        )
         if y is not None and y.shape != targets.shape():
             # [B, 1] would broadcast against [B] without a word.
             raise ValueError(f"targets y must have shape {list(targets.shape())} here, not {list(y.shape)}")

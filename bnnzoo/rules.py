@@ -106,7 +106,7 @@ class RandomWeight(torch.Tensor):
         rule = RULES.get(func)
         if rule is not None:
             return rule(*args, **kwargs)
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         args, kwargs = tree_map(_densify, (args, kwargs))
@@ -121,7 +121,7 @@ class RandomWeight(torch.Tensor):
         return f"RandomWeight({self.distribution.name!r}, shape={tuple(self.shape)}, {self.distribution.sampling})"
 
 
-_METADATA = frozenset(
+METADATA = frozenset(
     getattr(torch.Tensor, name).__get__
     for name in (
         "shape",

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from bnnzoo._types import Distribution
+from bnnzoo.moments import Moments
 from bnnzoo.rules import RandomWeight
 
 Sampling = Literal["dense", "local", "flipout"]
@@ -217,6 +218,10 @@ class NormalWeight(TorchDistribution):
     def scale_input(self, input: Tensor, spatial: int) -> Tensor:
         """The input as it is: no multiplicative noise."""
         return input
+
+    def moments(self) -> Moments:
+        """Means and variances, for a pass without draws."""
+        return Moments(self.loc, self.variance)
 
     def structured(self) -> Tensor:
         """What a network consumes under the weight's sampling rule: a `RandomWeight`, or a sample if it is dense."""

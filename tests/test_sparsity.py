@@ -140,7 +140,7 @@ class TestPruning:
         pruned = posterior.prune()
         if by == "site":
             monkeypatch.setattr(divergence, "_shared_block", lambda *_: None)
-        guide_sites = Sites(structured=True)
+        guide_sites = Sites(form="structured")
         with pyro_settings(pruned.guide):
             q = guide_sites.run(pruned.guide, X, Y)
             terms = kl_terms(q, Sites(guide_sites.drawn).run(pruned.bnn, X, Y))

@@ -193,7 +193,7 @@ def check_structured(case: GuideCase) -> None:
 
 
 def _outputs(model: Any, guide: nn.Module, x: Tensor, y: Tensor, structured: bool) -> Tensor:
-    sites = Sites(structured=structured)
+    sites = Sites(form="structured" if structured else "dense")
     sites.run(guide, x, y)
     with torch.no_grad():
         return model.output(sites.drawn, x)

@@ -17,6 +17,7 @@ from torch.distributions import Distribution as TorchBase
 from torch.distributions import constraints, register_kl
 
 from bnnzoo._types import Distribution
+from bnnzoo.moments import Moments
 from bnnzoo.rules import RandomWeight, per_example
 from bnnzoo.weights import Block, Layout, ScalarNormal
 
@@ -209,6 +210,14 @@ class MaskedWeight(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TorchDistribution:
         """Independent copies."""
         return ExpandedDistribution(self, torch.Size(batch_shape))
+
+    def moments(self) -> Moments:
+        """Means and variances, for a pass without draws; M alone where a dropout layer has the noise."""
+        if self.noise.elsewhere:
+            return Moments(self.loc)
+        moments = Moments(self.loc, self.variance)
+        moments.input_noise = self.noise.variance
+        return moments
 
     def structured(self) -> Tensor:
         """What a network consumes: a `RandomWeight` that masks each row's input, a draw, or M if a layer masks it."""

@@ -11,8 +11,18 @@ Shapes: N examples, C outputs, K classes. A network with one output gives [N, 1]
 from bnnzoo.likelihoods.base import Likelihood
 from bnnzoo.likelihoods.discrete import Bernoulli, Categorical, Poisson
 from bnnzoo.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian
+from bnnzoo.likelihoods.moment_targets import MomentTargets
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood", "Poisson"]
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Likelihood",
+    "MomentTargets",
+    "Poisson",
+]
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,

@@ -9,6 +9,7 @@ from bnnzoo.objectives.base import KLAnnealing, Objective, total_log_likelihood
 from bnnzoo.objectives.bb_alpha import BBAlpha, Predictive
 from bnnzoo.objectives.divergence import kl_terms, log_ratio
 from bnnzoo.objectives.elbo import ELBO
+from bnnzoo.objectives.moment_elbo import MomentELBO
 from bnnzoo.objectives.renyi import ImportanceWeighted, Renyi
 from bnnzoo.objectives.sites import Sites, log_prob
 
@@ -17,6 +18,7 @@ __all__ = [
     "BBAlpha",
     "ImportanceWeighted",
     "KLAnnealing",
+    "MomentELBO",
     "Objective",
     "Predictive",
     "Renyi",

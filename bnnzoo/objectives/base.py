@@ -20,7 +20,7 @@ from bnnzoo._types import Site
 from bnnzoo._vectorize import vectorize
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives.divergence import kl_terms, log_ratio
-from bnnzoo.objectives.sites import Sites
+from bnnzoo.objectives.sites import Form, Sites
 
 #: Log likelihoods of the elements of an observed site, [K, N...], and how many data each of them stands for.
 DataTerm = tuple[Tensor, float | Tensor]
@@ -76,6 +76,19 @@ class Objective(pyro.infer.ELBO):
         independent for each datum where the guide can, and KL divergences are analytic wherever they are known.
         """
         return False
+
+    @property
+    def form(self) -> Form:
+        """In what form the sites of the guide reach the model, see `Sites`."""
+        return "dense" if self.joint else "structured"
+
+    def log_likelihood(self, site: Site) -> Tensor:
+        """Log likelihoods of the elements of an observed site, [N...], under a particle.
+
+        Args:
+            site: The message of Pyro's handlers: `site["fn"]` is the targets' distribution, `site["value"]` the data.
+        """
+        return site["fn"].log_prob(site["value"])
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """The loss, a differentiable scalar, summed over the data set that the batch stands for.
@@ -134,7 +147,7 @@ class Objective(pyro.infer.ELBO):
         self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any, rows: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor, list[float | Tensor]]:
         """The log likelihoods and the divergence of one draw, and the elements' counts."""
-        guide_sites = Sites(rows, structured=not self.joint)
+        guide_sites = Sites(rows, self.form)
         q = guide_sites.run(guide, *args, **kwargs)
         model_sites = Sites({**rows, **guide_sites.drawn})
         p = model_sites.run(model, *args, **kwargs)
@@ -143,7 +156,7 @@ class Objective(pyro.infer.ELBO):
         weight = self.kl_weight(self.epoch) if callable(self.kl_weight) else self.kl_weight
         if weight != 1.0:
             divergence = weight * divergence
-        observed = [_observation(site) for site in p.values() if site["is_observed"]]
+        observed = [_counted(self.log_likelihood(site), site) for site in p.values() if site["is_observed"]]
         return [log_likelihood for log_likelihood, _ in observed], divergence, [count for _, count in observed]
 
     def _draw(self, particle: Callable[[], list[Tensor]], model: nn.Module, guide: nn.Module) -> list[Tensor]:
@@ -187,8 +200,9 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _observation(site: Site) -> DataTerm:
-    log_likelihood, count, mask = site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
+def _counted(log_likelihood: Tensor, site: Site) -> DataTerm:
+    """Log likelihoods of a site, and how many data each of them stands for."""
+    count, mask = site["scale"], site["mask"]
     if mask is not None and mask is not True:
         mask = torch.as_tensor(mask, device=log_likelihood.device)
         log_likelihood, count = torch.where(mask, log_likelihood, 0.0), count * mask

@@ -70,7 +70,7 @@ def kl(guide):
     bnn = guide.model
     with pyro_settings(bnn, guide):
         x = torch.zeros(1, next(iter(bnn.network.parameters())).shape[1])
-        sites = Sites(structured=True)
+        sites = Sites(form="structured")
         q = sites.run(guide)
         return torch.stack(objectives.kl_terms(q, Sites(sites.drawn).run(bnn, x, torch.zeros(1)))).sum()
 
@@ -236,7 +236,7 @@ def test_rates_from_dropout_layers_are_explicit_rates():
     other = Dropout(explicit, {"0.weight": 0.0, "2.weight": 0.2, "4.weight": 0.6})
     torch.testing.assert_close(kl(guide), kl(other))
     # in training the layers draw: the guide hands over plain weights
-    drawn = Sites(structured=True)
+    drawn = Sites(form="structured")
     drawn.run(guide)
     assert all(type(value) is torch.Tensor for value in drawn.drawn.values())
     assert guide()["3.weight"].equal(layered.network[3].weight)
@@ -316,7 +316,7 @@ def test_other_modules_are_points_and_tied_weights_dense():
     bnn = BayesianNetwork(Net(), likelihoods.Categorical())
     guide = Dropout(bnn, {"*": 0.5})
     assert list(guide.rates()) == ["conv.weight", "a.weight"]
-    values = Sites(structured=True)
+    values = Sites(form="structured")
     values.run(guide)
     assert type(values.drawn["conv.weight"]).__name__ == "RandomWeight"
     assert type(values.drawn["a.weight"]) is torch.Tensor

@@ -100,7 +100,7 @@ def test_sampling_by_name_and_type(sampling, expected):
     if expected is None:
         expected = ["local"] * 2 + ["dense"] * 4
     assert rules(guide) == dict(zip(WEIGHTS, expected, strict=True))
-    values = Sites(structured=True).run(guide)
+    values = Sites(form="structured").run(guide)
     for name, rule in rules(guide).items():
         assert isinstance(values[name]["value"], Tensor)
         assert isinstance(values[name]["value"], RandomWeight) == (rule != "dense")

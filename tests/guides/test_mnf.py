@@ -281,7 +281,7 @@ def test_structured_draws_have_the_shapes_and_gradients_of_the_design(kind):
     sampling = {"0.*": "local", "4.*": "local", "5.*": "dense"}
     guide = wild(MNF(bnn, flow=kind, sampling=sampling), seed=0, size=0.2)
     x, y = images()
-    sites = Sites(structured=True)
+    sites = Sites(form="structured")
     with pyro_settings(bnn, guide):
         sites.run(guide, x, y)
     shapes = {name: tuple(value.shape) for name, value in sites.drawn.items() if name in guide.auxiliary}

@@ -21,7 +21,7 @@ COMPARISONS = 1000
 
 
 def runs(bnn, guide, x, y):
-    guide_sites = Sites(structured=True)
+    guide_sites = Sites(form="structured")
     q = guide_sites.run(guide, x, y)
     return q, Sites(guide_sites.drawn).run(bnn, x, y)
 

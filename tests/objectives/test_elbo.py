@@ -98,7 +98,7 @@ def test_the_divergence_is_exact_in_every_evaluation():
 
 
 def runs(bnn, guide, x=MODEL.x, y=MODEL.y):
-    guide_sites = Sites(structured=True)
+    guide_sites = Sites(form="structured")
     q = guide_sites.run(guide, x, y)
     return q, Sites(guide_sites.drawn).run(bnn, x, y)
 
