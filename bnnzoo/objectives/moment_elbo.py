@@ -108,7 +108,8 @@ class MomentELBO(Objective):
         if self.softmax is None:
             return targets.log_power_mean(site["value"], self.alpha)
         log_probs = log_softmax(targets.output.loc, targets.output.variance, 1, self.softmax)
-        return -F.nll_loss(log_probs, site["value"], reduction="none").flatten(1).sum(-1)
+        labels = site["value"]
+        return -F.nll_loss(log_probs, labels, reduction="none").reshape(len(labels), -1).sum(-1)
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """Divergence less log likelihood."""
