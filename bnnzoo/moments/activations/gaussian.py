@@ -1,0 +1,161 @@
+"""What every rule is made of: the tails of a standard Gaussian, and the moments of the kink of `max(0, x)`."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Variances below count as this much in divisions and derivatives, which stay finite at zero variance.
+LEAST_VARIANCE = 1e-16
+
+#: Standard deviations from the mean beyond which a Gaussian has no mass (6e-16): exact zeros, and no denormal numbers,
+#: which are up to 100 times slower.
+REACH = 8.0
+
+_INVERSE_ROOT = 1 / math.sqrt(2 * math.pi)
+_LEAST_DENSITY = 1.01 * math.exp(-(REACH**2) / 2) * _INVERSE_ROOT
+_CENTER = 3.0  # of the variable of the tail's polynomial
+_OFFSET = 1.35  # tail(t) (t + 1.35)³ is nearly constant: its polynomial has small coefficients, which round little
+
+
+def inverse_scale(variance: Tensor) -> Tensor:
+    """`1/σ`, with variances of at least `LEAST_VARIANCE`."""
+    return variance.clamp_min(LEAST_VARIANCE).rsqrt()
+
+
+def scale(variance: Tensor) -> Tensor:
+    """`σ`, its derivative finite at 0: `σ²/10⁻⁸` where σ is below 10⁻⁸."""
+    return variance * inverse_scale(variance)
+
+
+def tail(t: Tensor) -> Tensor:
+    """`E[(z - t)²; z > t] / φ(t)` of a standard Gaussian z, for t ≥ 0.
+
+    It is `(1 + t²)M - t`, M being Mills' ratio `Φ(-t)/φ(t)`, but accurate where that cancels: to 1e-6, relative, in
+    float32 and 2e-11 in float64, for all t. The other tails follow without cancellation:
+    `E[z - t; z > t] / φ(t) = (1 - t·tail)/(1 + t²)` and `M = (t + tail)/(1 + t²)`. A polynomial in (t - 3)/(t + 3);
+    torch's erfcx and log_ndtr take ten times as long.
+    """
+    y = (t + _CENTER).reciprocal_().mul_(-2 * _CENTER).add_(1)
+    first, *others = _coefficients(torch.finfo(t.dtype).eps < 1e-10)
+    value = y * first
+    for each in others[:-1]:
+        value = value.add_(each).mul_(y)
+    shrink = torch.add(t, _OFFSET).reciprocal_()
+    return value.add_(others[-1]).mul_(shrink).mul_(shrink).mul_(shrink)
+
+
+@lru_cache
+def _coefficients(precise: bool) -> list[float]:
+    """Of the polynomial `tail(t) (t + 1.35)³`, highest power first: Chebyshev interpolation of the formula."""
+    series = np.polynomial.chebyshev.chebinterpolate(_scaled_tail, 20 if precise else 12)
+    return [float(each) for each in np.polynomial.chebyshev.cheb2poly(series)[::-1]]
+
+
+def _scaled_tail(y: np.ndarray) -> np.ndarray:
+    t = _CENTER * (1 + y) / (1 - y)
+    mills = math.sqrt(math.pi / 2) * torch.special.erfcx(torch.from_numpy(t / math.sqrt(2))).numpy()
+    # far out the formula cancels: its asymptotic series
+    far = sum(
+        (-0.5) ** n / math.factorial(n) * math.factorial(2 * n + 2) * np.maximum(t, 14.0) ** (-2.0 * n - 3)
+        for n in range(15)
+    )
+    return np.where(t < 14, (1 + t**2) * mills - t, far) * (t + _OFFSET) ** 3
+
+
+class _Kink(torch.autograd.Function):
+    """Moments of `max(0, x)` in closed form, with closed derivatives; see `kink`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Few temporaries: their memory costs more than the arithmetic.
+        inverse = variance.clamp_min(LEAST_VARIANCE).rsqrt_()
+        a = mean * inverse
+        t = a.abs().clamp_max_(REACH)
+        second = tail(t)
+        square = t.square()
+        # 0 from REACH on; a hair above φ(REACH), which rounds
+        phi = torch.threshold_((square * -0.5).exp_().mul_(_INVERSE_ROOT), _LEAST_DENSITY, 0.0)
+        share = square.add_(1).reciprocal_().mul_(phi)
+        outside = torch.add(t, second).mul_(share)  # Φ(-t)
+        first = t.mul_(second).neg_().add_(1).mul_(share)  # E[z - t; z > t]
+        ratio = second.mul_(phi)
+        ratio = ratio.sub_(first.square())
+        # Φ(a) - Φ(-t), which is 0 below
+        inside = (outside * -2).add_(1).mul_(a.sign_()).clamp_min_(0.0)
+        ratio = ratio.add_(inside)
+        mass = inside.add_(outside)
+        density = phi.mul_(inverse)
+        excess = first.mul_(inverse)
+        return mean.clamp_min(0.0) + excess * variance, ratio * variance, mass, density
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        mean, variance = inputs
+        above, _, mass, dens = output
+        ctx.save_for_backward(mean, variance, above, mass, dens)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        mean, variance, above, mass, dens = ctx.saved_tensors
+        by_above, by_spread, by_mass, by_density = grads
+        to_mean: list[Tensor] = []
+        to_variance: list[Tensor] = []
+        if by_above is not None:
+            to_mean.append(by_above * mass)
+            to_variance.append(0.5 * by_above * dens)
+        if by_spread is not None:
+            to_mean.append(2 * by_spread * above * (1 - mass))
+            to_variance.append(by_spread * (mass - above * dens))
+        if by_mass is not None or by_density is not None:
+            least = variance.clamp_min(LEAST_VARIANCE)
+            slope = mean / least * dens
+            if by_mass is not None:
+                to_mean.append(by_mass * dens)
+                to_variance.append(-0.5 * by_mass * slope)
+            if by_density is not None:
+                to_mean.append(-by_density * slope)
+                to_variance.append(0.5 * by_density * (mean * slope - dens) / least)
+        return _total(to_mean), _total(to_variance)
+
+
+def _total(parts: list[Tensor]) -> Tensor | None:
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def kink(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the rules of functions with a kink at 0 are made of, for Gaussian x.
+
+    With a = μ/σ: mean and variance of `max(0, x)`, `μΦ(a) + σφ(a)` and `σ²R(a)` (Shekhovtsov & Flach 2018, eqs. 26 and
+    30), the probability Φ(a) that x > 0, and the density `φ(a)/σ` at 0.
+
+    Exact where the tail beyond 0 counts, |a| < 8; from there on 0 is as if never crossed. In float32 the variance has a
+    relative error below 1e-5 for all a > -8, and is never negative. Derivatives are closed forms, twice and more.
+
+    Args:
+        mean: Means μ.
+        variance: Variances σ² ≥ 0, broadcastable with the means.
+    """
+    return _Kink.apply(mean, variance)
+
+
+def log_tail(t: Tensor) -> Tensor:
+    """Of `Φ(-t)`, for all t: the logarithm."""
+    beyond = t.clamp_min(0.0)
+    mills = (beyond + tail(beyond)) / (1 + beyond.square())
+    far = -0.5 * beyond.square() + (mills * _INVERSE_ROOT).log()
+    return torch.where(t > 0, far, torch.log1p(-0.5 * torch.erfc(-t.clamp(max=0.0) / math.sqrt(2))))
+
+
+def sides(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities that x > 0 and that x < 0, each accurate where it is small; both 0 where x is 0 for certain."""
+    random = ((mean != 0) | (variance > 0)).to(mean.dtype)
+    return kink(mean, variance)[2] * random, kink(-mean, variance)[2] * random

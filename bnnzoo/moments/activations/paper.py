@@ -1,0 +1,105 @@
+"""Approximations of Shekhovtsov & Flach (2018) by name, for comparisons; nothing else depends on them.
+
+The rules take some of them under `options(approximation="paper")`: see each rule.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnnzoo.moments.activations.gaussian import inverse_scale, scale
+
+#: Variance σ_S² of the standard logistic distribution.
+LOGISTIC_VARIANCE = math.pi**2 / 3
+
+#: Fitted scale t of the shortcut S(a/t) for the variance of max(0, x).
+_RAMP = 0.3729
+
+
+def sigmoid_mean_ap2a(mean: Tensor, variance: Tensor) -> Tensor:
+    """Of a logistic Bernoulli unit or transform: mean `Φ(μ/√(σ² + σ_S²))` (AP2a, section 3.3)."""
+    return torch.special.ndtr(mean / (variance + LOGISTIC_VARIANCE).sqrt())
+
+
+def sigmoid_mean_ap2b(mean: Tensor, variance: Tensor) -> Tensor:
+    """Of a logistic Bernoulli unit or transform: mean `S(μ/√(σ²/σ_S² + 1))` (AP2b, section 3.3)."""
+    return torch.sigmoid(mean / (variance / LOGISTIC_VARIANCE + 1).sqrt())
+
+
+def sigmoid_mean_pea(mean: Tensor, variance: Tensor) -> Tensor:
+    """Of a logistic Bernoulli unit or transform: mean of the Laplace cdf of scale 1/ln 2 in S's place (PEA, eq. 20).
+
+    It is `Φ(a) + ½ 2^(σ² ln2 / 2) (2^μ Φ(-(μ + σ² ln2)/σ) - 2^(-μ) Φ((μ - σ² ln2)/σ))`, a = μ/σ.
+    """
+    inverse, rate = inverse_scale(variance), math.log(2)
+    a, b = mean * inverse, rate * scale(variance)
+    below = torch.exp(rate * mean + 0.5 * b.square() + torch.special.log_ndtr(-a - b))
+    above = torch.exp(-rate * mean + 0.5 * b.square() + torch.special.log_ndtr(a - b))
+    return torch.special.ndtr(a) + 0.5 * (below - above)
+
+
+def sigmoid_variance(mean: Tensor, variance: Tensor) -> Tensor:
+    """Of the logistic transform: variance `4/(1 + 4/σ²) (μ'(1 - μ'))²`, best for small σ (eq. 21).
+
+    Args:
+        mean: The transform's mean μ', in (0, 1).
+        variance: The variance σ² of its input.
+    """
+    return 4 * variance / (variance + 4) * (mean * (1 - mean)).square()
+
+
+def sigmoid_variance_large(mean: Tensor, variance: Tensor) -> Tensor:
+    """Of the logistic transform: variance `Φ((μ - 1)/√(σ² + σ_S² - 1)) - μ'²`, for σ ≥ 2 (eq. 22); μ' is AP2a's.
+
+    At smaller σ it is rough, and may be below 0.
+    """
+    second = torch.special.ndtr((mean - 1) / (variance + LOGISTIC_VARIANCE - 1).sqrt())
+    return second - sigmoid_mean_ap2a(mean, variance).square()
+
+
+def relu_variance(mean: Tensor, variance: Tensor, slope: Tensor | float = 0.0) -> Tensor:
+    """Of the (leaky) ReLU: variance `σ²(α² + (1 - α²) S(a/0.3729))` (appendix C.1), off by up to about half.
+
+    Args:
+        mean: Of the input.
+        variance: Of the input.
+        slope: α, the slope below 0.
+    """
+    return variance * (slope**2 + (1 - slope**2) * torch.sigmoid(mean * inverse_scale(variance) / _RAMP))
+
+
+def heaviside_logistic(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `[x ≥ 0]`, x logistic: mean `μ' = S(μ/s)`, s = σ/σ_S, and variance `μ'(1 - μ')` (eq. 19)."""
+    odds = mean * inverse_scale(variance) * math.sqrt(LOGISTIC_VARIANCE)
+    p = torch.sigmoid(odds)
+    return p, p * torch.sigmoid(-odds)
+
+
+def relu_logistic(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `max(0, x)`, x logistic: mean `μ' = s log(1 + exp(μ/s))`, s = σ/σ_S, variance `-2s² Li₂(-exp(μ/s)) - μ'²`.
+
+    Li₂ is the dilogarithm (appendix C.1).
+    """
+    s = scale(variance) / math.sqrt(LOGISTIC_VARIANCE)
+    u = mean * inverse_scale(variance) * math.sqrt(LOGISTIC_VARIANCE)
+    v = u.abs().clamp(max=60.0)  # beyond, exponentials are 0
+    log = torch.log1p(torch.exp(-v))
+    dilog = _dilogarithm(log)
+    # for u > 0 by the inversion -Li₂(-eᵘ) = π²/6 + u²/2 + Li₂(-e⁻ᵘ), where squares of u cancel
+    below = 2 * dilog - log.square()
+    above = LOGISTIC_VARIANCE - 2 * dilog - 2 * v * log - log.square()
+    return F.relu(mean) + s * log, s.square() * torch.where(u > 0, above, below)
+
+
+def _dilogarithm(log: Tensor) -> Tensor:
+    """`-Li₂(-y)` for y in [0, 1], of `w = log(1 + y)`: the series of Bernoulli numbers, to 1e-13."""
+    w2 = log.square()
+    terms = 1 / 36, -1 / 3600, 1 / 211680, -1 / 10886400, 1 / 526901760, -691 / 16999766784000
+    series = torch.zeros_like(log)
+    for term in reversed(terms):
+        series = (series + term) * w2
+    return log * (1 + 0.25 * log + series)
