@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -110,9 +111,11 @@ class JointMoments(Moments):
         if isinstance(mean, tuple | list):
             parts = [
                 cls.with_covariance(part, _transformed(func, args, kwargs, inputs, index))
+                if part.is_floating_point()
+                else part
                 for index, part in enumerate(mean)
             ]
-            return tuple(parts) if type(mean) is not list else parts
+            return type(mean)(*parts) if hasattr(mean, "_fields") else type(mean)(parts)
         return cls.with_covariance(mean, _transformed(func, args, kwargs, inputs))
 
     @classmethod
@@ -166,13 +169,7 @@ def _joint(func: Callable, args: Any, kwargs: Any, one: bool = False) -> tuple[A
             "covariance: use covariance='sensitivity'"
         )
 
-    def lift(value: Any) -> Any:
-        if not isinstance(value, Moments) or isinstance(value, JointMoments) or value.certain:
-            return value
-        if not like.is_floating_point():
-            return value
-        return JointMoments(by_example(value.loc, like), by_example(value.variance, like))
-
+    lift = partial(lifted, like, {})
     args, kwargs = substituted(lift, args), substituted(lift, kwargs)
     values = {id(each): each for each in random_values(args, kwargs) if isinstance(each, JointMoments)}
     return args, kwargs, [each for each in values.values() if not each.certain]
@@ -245,6 +242,24 @@ def _slopes(
         slopes.insert(0, value)
         value, rest = rest
     return value, rest, [slopes]
+
+
+def lifted(like: Moments, known: dict[int, Moments], value: Any) -> Any:
+    """Plain random moments that are met, as a source of noise, one for each example; any other value as it is.
+
+    Args:
+        like: What meets them; gives its class and its batch.
+        known: What has been made of them, by their ids: the same of the same.
+        value: Any value.
+    """
+    if type(value) is not Moments or value.certain or not like.is_floating_point():
+        return value
+    if id(value) not in known:
+        loc, variance = value.loc, value.variance
+        if value.dim() < like.dim() or (value.dim() == like.dim() and value.shape[0] == 1):
+            loc, variance = by_example(loc, like), by_example(variance, like)
+        known[id(value)] = type(like)(loc, variance)
+    return known[id(value)]
 
 
 def by_example(value: Tensor, like: Tensor) -> Tensor:

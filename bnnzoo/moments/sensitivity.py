@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from bnnzoo.moments.covariance import JointMoments, by_example
+from bnnzoo.moments.covariance import JointMoments, by_example, lifted
 from bnnzoo.moments.value import Moments, mean_of, paired, random_values, substituted
 
 #: From sensitivities [K, *shape] to a value, to its share in the outputs' covariance, [N, K, K].
@@ -160,17 +160,19 @@ class TracedMoments(Moments):
             return super().affine(func, variance, args, kwargs)
         position = {id(value): index for index, value in enumerate(inputs)}
 
-        def on_means(*locs: Tensor) -> Any:
+        def on_means(*locs: Tensor) -> tuple[list[Tensor], Any]:
             def put(value: Any) -> Any:
                 return locs[position[id(value)]] if id(value) in position else mean_of(value)
 
-            return func(*substituted(put, args), **substituted(put, kwargs))
+            result = func(*substituted(put, args), **substituted(put, kwargs))
+            several = isinstance(result, tuple | list)
+            return [each for each in (result if several else [result]) if _is_real(each)], result
 
-        mean, pull = vjp(on_means, *(value.loc for value in inputs))
-        result = paired(mean, variance(*args, **kwargs), cls)
+        means, pull, result = vjp(on_means, *(value.loc for value in inputs), has_aux=True)
+        result = paired(result, variance(*args, **kwargs), cls)
         several = isinstance(result, tuple | list)
-        for index, part in enumerate(result if several else [result]):
-            back = partial(_one_of, pull, mean, index) if several else pull
+        for index, part in enumerate(each for each in (result if several else [result]) if _is_real(each)):
+            back = partial(_one_of, pull, means, index)
             part.node = Node(part.shape, (), [value.node for value in inputs], vmap(back))
         return result
 
@@ -229,10 +231,13 @@ def _gated(gates: Sequence[Tensor], shapes: Sequence[torch.Size], sensitivity: T
     return tuple(_summed(sensitivity * gate, shape) for gate, shape in zip(gates, shapes, strict=True))
 
 
-def _one_of(pull: Callable, outputs: Any, index: int, sensitivity: Tensor) -> tuple[Tensor, ...]:
-    """The pullback of one of a function's several outputs."""
-    parts = [sensitivity if each == index else torch.zeros_like(other) for each, other in enumerate(outputs)]
-    return pull(type(outputs)(parts))
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _one_of(pull: Callable, outputs: list[Tensor], index: int, sensitivity: Tensor) -> tuple[Tensor, ...]:
+    """The pullback of one of a function's outputs."""
+    return pull([sensitivity if each == index else torch.zeros_like(other) for each, other in enumerate(outputs)])
 
 
 def _independent(variance: Tensor, sensitivity: Tensor) -> Tensor:
@@ -277,13 +282,7 @@ def _lifted(args: Any, kwargs: Any) -> tuple[Any, Any]:
     if like is None or not like.is_floating_point():
         return args, kwargs
 
-    def lift(value: Any) -> Any:
-        if not isinstance(value, Moments) or isinstance(value, TracedMoments) or value.certain:
-            return value
-        if value.dim() < like.dim() or (value.dim() == like.dim() and value.shape[0] == 1):
-            return TracedMoments(by_example(value.loc, like), by_example(value.variance, like))
-        return TracedMoments(value.loc, value.variance)
-
+    lift = partial(lifted, like, {})
     return substituted(lift, args), substituted(lift, kwargs)
 
 
