@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved timing, the networks they time, tables and records of where they ran."""
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -224,6 +225,14 @@ def kept(path: Path, make: Callable[[], Posterior], network: nn.Module | None = 
     posterior.save(path)
     print(f"{path.stem}: {posterior.info['seconds']:.0f} CPU s", flush=True)
     return posterior
+
+
+def trained_network(posterior: Posterior) -> nn.Module:
+    """A copy of a posterior's network with the weights of its single chain, for posteriors that are points."""
+    network = copy.deepcopy(posterior.bnn.network).eval()
+    values = {name: value[0, 0] for name, value in posterior.sample(1).items()}
+    network.load_state_dict(values, strict=False)  # buffers stay: the network has them already
+    return network
 
 
 def write(arguments: argparse.Namespace, results: Any) -> None:
