@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.value import Moments, family, variances
@@ -39,6 +40,17 @@ PLAIN: set[Callable] = {
     Tensor.new_tensor,
 }
 
+#: Operations in place and those that do the same out of place: `torch.Tensor.add_` and `torch.Tensor.add`, ...
+IN_PLACE: dict[Callable, Callable] = {
+    getattr(place, name): getattr(place, name[:-1])
+    for place in (torch, Tensor, F)
+    for name in dir(place)
+    if name.endswith("_")
+    and not name.startswith("_")
+    and name != "bernoulli_"  # its argument is the probability, that of `bernoulli` is self
+    and callable(getattr(place, name[:-1], None))
+}
+
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 
@@ -58,6 +70,12 @@ def rule(*functions: Callable, random: bool = False) -> Callable[[_Rule], _Rule]
         return function
 
     return register
+
+
+def spellings(*names: str) -> list[Callable]:
+    """The functions of these names in `torch`, `torch.Tensor` and `torch.nn.functional`, wherever there are any."""
+    places = (torch, Tensor, F)
+    return [getattr(place, name) for name in names for place in places if callable(getattr(place, name, None))]
 
 
 def apply_affine(func: Callable, variance: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from bnnzoo.rules import METADATA
 
 Approximation = Literal["exact", "paper"]
 Fallback = Literal["linearize", "quadrature", "sample"]
+Softmax = Literal["normal", "logistic", "simplified", "exact"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,24 @@ class Options:
         approximation: `"exact"`: closed forms or quadrature; `"paper"`: the approximations of the paper where it has
             one (Shekhovtsov & Flach 2018, appendix C.1).
         fallback: What an operation without a rule does; None: it raises `NoRuleError`.
+        order: Terms of covariances through elementwise functions, see `JointMoments`.
+        softmax: The approximation of class probabilities, see `bnnzoo.moments.softmax.log_softmax`.
     """
 
     approximation: Approximation = "exact"
     fallback: Fallback | None = None
+    order: int = 1
+    softmax: Softmax = "logistic"
 
     def __post_init__(self) -> None:
         if self.approximation not in ("exact", "paper"):
             raise ValueError(f"approximation must be 'exact' or 'paper', not {self.approximation!r}")
         if self.fallback not in (None, "linearize", "quadrature", "sample"):
             raise ValueError(f"fallback must be 'linearize', 'quadrature', 'sample' or None, not {self.fallback!r}")
+        if isinstance(self.order, bool) or self.order not in (1, 2, 3):
+            raise ValueError(f"order must be 1, 2 or 3, not {self.order!r}")
+        if self.softmax not in get_args(Softmax):
+            raise ValueError(f"softmax must be one of {', '.join(map(repr, get_args(Softmax)))}, not {self.softmax!r}")
 
 
 _DEFAULT = Options()
@@ -47,18 +57,26 @@ def current() -> Options:
 
 
 @contextmanager
-def options(approximation: Approximation = "exact", fallback: Fallback | None = None) -> Iterator[None]:
+def options(
+    approximation: Approximation = "exact",
+    fallback: Fallback | None = None,
+    order: int = 1,
+    softmax: Softmax = "logistic",
+) -> Iterator[None]:
     """Set how operations treat moments inside, for this thread.
 
     Args:
         approximation: `"exact"` (closed forms where they exist, else quadrature) or `"paper"`, see `Options`.
         fallback: What an operation without a rule does, see `bnnzoo.moments.fallbacks`: `"linearize"`, `"quadrature"`
             or `"sample"`; None raises `NoRuleError`.
+        order: Terms, 1 to 3, of covariances through elementwise functions, of `covariance="full"`; see `JointMoments`.
+        softmax: The approximation of class probabilities in softmax and log-softmax: `"normal"`, `"logistic"`,
+            `"simplified"` or `"exact"`, see `bnnzoo.moments.softmax.log_softmax`.
 
     Raises:
         ValueError: If one of them is unknown.
     """
-    token = _options.set(Options(approximation, fallback))
+    token = _options.set(Options(approximation, fallback, order, softmax))
     try:
         yield
     finally:
@@ -107,7 +125,7 @@ class Moments(torch.Tensor):
         value = torch.Tensor._make_wrapper_subclass(cls, mean.shape, dtype=mean.dtype, device=mean.device)
         if variance is not None:
             if not isinstance(variance, Tensor):
-                variance = torch.full_like(mean, variance)
+                variance = mean.new_full((), variance).expand(mean.shape)
             elif variance.shape != mean.shape:
                 try:
                     variance = variance.expand(mean.shape)
@@ -116,6 +134,8 @@ class Moments(torch.Tensor):
                         f"variance of shape {list(variance.shape)} does not broadcast to the mean's shape "
                         f"{list(mean.shape)}"
                     ) from error
+        if variance is not None and variance.dtype != mean.dtype:
+            variance = variance.to(mean.dtype)
         value.loc = mean
         value._variance = variance
         return value
@@ -143,11 +163,28 @@ class Moments(torch.Tensor):
         square = self.loc.square()
         return square if self._variance is None else square + self._variance
 
-    def plus_noise(self, variance: Tensor) -> Moments:
+    @property
+    def covariance(self) -> Tensor:
+        """The covariances of the elements of each example, flattened, [N, K, K].
+
+        Raises:
+            AttributeError: If this way of propagating takes elements for independent and has none.
+        """
+        raise AttributeError(
+            f"{type(self).__name__} have variances alone: for covariances propagate with covariance='sensitivity' or "
+            "covariance='full'"
+        )
+
+    def resolved(self) -> Moments:
+        """The value at the end of a network: as good a covariance and variance as this way of propagating has."""
+        return self
+
+    def plus_noise(self, variance: Tensor, shape: Sequence[int] | None = None) -> Moments:
         """With independent noise of mean 0 added.
 
         Args:
-            variance: Of the noise, broadcastable with the value.
+            variance: Of the noise, broadcastable with `shape`.
+            shape: The noise's own shape, where elements share it: broadcastable with the value's. Default: the value's.
         """
         return type(self)(self.loc, variance if self._variance is None else self._variance + variance)
 
@@ -188,7 +225,7 @@ class Moments(torch.Tensor):
             args: The function's positional arguments.
             kwargs: And those by name.
         """
-        return paired(func(*means(args), **means(kwargs)), variance(*args, **kwargs))
+        return paired(func(*means(args), **means(kwargs)), variance(*args, **kwargs), cls)
 
     @classmethod
     def elementwise(cls, moments: Callable[..., tuple[Tensor, Tensor]], args: Any, kwargs: Any) -> Moments:
@@ -203,27 +240,60 @@ class Moments(torch.Tensor):
         flat: list[Any] = []
         for value in args:
             flat += [value.loc, value.variance] if isinstance(value, Moments) else [value]
-        return Moments(*moments(*flat, **kwargs))
+        return cls(*moments(*flat, **kwargs))
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply the operation's rule; the operation itself to the means, where nothing is uncertain."""
-        from bnnzoo.moments.table import PLAIN, RANDOM, RULES
+        from bnnzoo.moments.table import IN_PLACE, PLAIN, RANDOM, RULES
 
         kwargs = kwargs or {}
+        if kwargs.pop("inplace", False) or func in IN_PLACE:
+            return in_place(IN_PLACE.get(func, func), args, kwargs)
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in PLAIN:
             return func(*means(args), **means(kwargs))
         if func not in RANDOM and all(value.certain for value in random_values(args, kwargs)):
-            return paired(func(*means(args), **means(kwargs)))
+            return paired(func(*means(args), **means(kwargs)), cls=family(args, kwargs))
         rule = RULES.get(func)
         if rule is not None:
             return rule(*args, **kwargs)
         from bnnzoo.moments.fallbacks import fall_back
 
         return fall_back(func, args, kwargs)
+
+    def become(self, result: Moments) -> Moments:
+        """Take a result's place of the same shape and dtype: what operations in place do.
+
+        Views that were made of the value before do not change with it, unlike those of a tensor.
+
+        Raises:
+            NoRuleError: If the result has another shape or dtype.
+        """
+        if result.shape != self.shape or result.dtype != self.dtype:
+            raise NoRuleError(
+                f"moments of shape {list(self.shape)} and {self.dtype} cannot become {list(result.shape)} and "
+                f"{result.dtype} in place"
+            )
+        self.__class__ = type(result)
+        self.__dict__.clear()
+        self.__dict__.update(result.__dict__)
+        return self
+
+    def __copy__(self) -> Moments:
+        copied = type(self)(self.loc, self._variance)
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: Any) -> Moments:
+        copied = type(self)(self.loc, self._variance)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self), (self.loc, self._variance), self.__dict__
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -243,6 +313,13 @@ def substituted(fn: Callable[[Any], Any], value: Any) -> Any:
     return fn(value)
 
 
+def in_place(func: Callable, args: Any, kwargs: Any) -> Any:
+    """Apply the operation that does the same out of place; moments that are its first argument become the result."""
+    result = func(*args, **kwargs)
+    target = args[0] if args else kwargs.get("input")
+    return target.become(result) if isinstance(target, Moments) and isinstance(result, Moments) else result
+
+
 def mean_of(value: Any) -> Any:
     """The mean of a value that has moments; any other value as it is."""
     return value.loc if isinstance(value, Moments) else value
@@ -251,7 +328,7 @@ def mean_of(value: Any) -> Any:
 def variance_of(value: Any) -> Any:
     """The variance of a value that has moments; zeros for any other tensor, other values as they are."""
     if isinstance(value, Moments):
-        return value.variance
+        return value.variance if value.is_floating_point() else value.loc  # indices stay
     return torch.zeros_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -265,13 +342,13 @@ def variances(arguments: Any) -> Any:
     return substituted(variance_of, arguments)
 
 
-def paired(mean: Any, variance: Any = None) -> Any:
+def paired(mean: Any, variance: Any = None, cls: type[Moments] = Moments) -> Any:
     """Moments of means and variances, for each of several results; certain ones without variances."""
     if isinstance(mean, tuple | list):
         given = (None,) * len(mean) if variance is None else variance
-        parts = [paired(*both) for both in zip(mean, given, strict=True)]
-        return tuple(parts) if type(mean) is not list else parts
-    return Moments(mean, variance) if isinstance(mean, Tensor) else mean
+        parts = [paired(*both, cls) for both in zip(mean, given, strict=True)]
+        return type(mean)(*parts) if hasattr(mean, "_fields") else type(mean)(parts)  # named ones keep their names
+    return cls(mean, variance) if isinstance(mean, Tensor) else mean
 
 
 def random_values(*arguments: Any) -> list[Moments]:
