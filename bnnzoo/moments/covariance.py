@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from bnnzoo.moments.value import (
     Moments,
@@ -50,18 +50,19 @@ class JointMoments(Moments):
         variance: As of `Moments`; the elements are independent then. See `with_covariance` else.
     """
 
+    #: None: the elements are independent, as far as their variances tell.
     _covariance: Tensor | None
 
     @staticmethod
     def __new__(cls, mean: Tensor, variance: Tensor | float | None = None) -> JointMoments:  # noqa: D102
         value: Any = Moments.__new__(cls, mean, variance)
-        value._covariance = None if value._variance is None else torch.diag_embed(value._variance.flatten(1))
+        value._covariance = None
         return value
 
     @classmethod
     def with_covariance(cls, mean: Tensor, covariance: Tensor) -> JointMoments:
         """Of means [N, ...] and covariances [N, K, K] of each example's K elements, flattened."""
-        value = cls(mean, covariance.diagonal(dim1=-2, dim2=-1).reshape(mean.shape))
+        value = cls(mean, covariance.diagonal(dim1=-2, dim2=-1).reshape(mean.shape).clamp_min(0.0))
         value._covariance = covariance
         return value
 
@@ -70,17 +71,18 @@ class JointMoments(Moments):
         """The covariances of the elements of each example, flattened, [N, K, K]."""
         if self._covariance is not None:
             return self._covariance
-        size = self.loc[0].numel()
-        return self.loc.new_zeros(len(self.loc), size, size)
+        return torch.diag_embed(self.variance.reshape(len(self.loc), -1))
 
     def plus_noise(self, variance: Tensor, shape: Sequence[int] | None = None) -> JointMoments:
         """With independent noise of mean 0 added."""
+        if self._covariance is None and self._is_own(shape):
+            return JointMoments(self.loc, self.variance + variance)
         return self.with_covariance(self.loc, self.covariance + self._noise(variance, shape))
 
     def times_noise(self, variance: Tensor | float, shape: Sequence[int] | None = None) -> JointMoments:
         """Multiplied by independent noise of mean 1."""
         variance = torch.as_tensor(variance, dtype=self.dtype, device=self.device)
-        if shape is None or tuple(shape) == tuple(self.shape):
+        if self._is_own(shape):
             return self.plus_noise(variance * self.second_moment)
         loc = self.loc.flatten(1)
         second_moments = self.covariance + loc.unsqueeze(-1) * loc.unsqueeze(-2)
@@ -124,30 +126,29 @@ class JointMoments(Moments):
         args, kwargs, inputs = _joint(moments, args, kwargs, one=True)
         if not inputs:
             return cast(JointMoments, super().elementwise(moments, args, kwargs))
-        shape = torch.broadcast_shapes(*(value.shape for value in random_values(args)))
-        for _ in range(2):  # a certain argument may be larger
-            args = [
-                value.expand(shape) if any(value is each for each in inputs) and value.shape != shape else value
-                for value in args
-            ]
-            inputs = [value for value in args if isinstance(value, JointMoments) and not value.certain]
-            mean, variance, slopes = _slopes(moments, args, kwargs, inputs)
-            if mean.shape == shape:
-                break
-            shape = mean.shape
-        covariance = torch.zeros((), dtype=mean.dtype, device=mean.device)
+        order = current().order if len(inputs) == 1 else 1
+        mean, variance, slopes = derivatives(moments, args, kwargs, inputs, order)
+        if all(value._covariance is None and value.shape == mean.shape for value in inputs):
+            return cls(mean, variance)
+        terms = []
         for value, gates in zip(inputs, slopes, strict=True):
-            power: Tensor | float = 1.0
+            stretched: Any = value if value.shape == mean.shape else value.expand(mean.shape)
+            power = covariance = stretched.covariance
             for k, gate in enumerate(gates, 1):
-                power = power * value.covariance / k
-                gate = gate.flatten(1)
-                covariance = covariance + power * gate.unsqueeze(-1) * gate.unsqueeze(-2)
-        rest = variance.flatten(1) - covariance.diagonal(dim1=-2, dim2=-1)
-        return cls.with_covariance(mean, covariance + torch.diag_embed(rest.clamp_min(0.0)))
+                power = power if k == 1 else power * covariance / k
+                gate = gate.reshape(len(mean), -1)
+                terms.append(power * (gate.unsqueeze(-1) * gate.unsqueeze(-2)))
+        total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
+        rest = variance.reshape(len(mean), -1) - total.diagonal(dim1=-2, dim2=-1)
+        return cls.with_covariance(mean, total + torch.diag_embed(rest.clamp_min(0.0)))
+
+    def _is_own(self, shape: Sequence[int] | None) -> bool:
+        """Whether noise of that shape is independent from element to element."""
+        return shape is None or tuple(shape) == tuple(self.shape)
 
     def _noise(self, variance: Tensor, shape: Sequence[int] | None) -> Tensor:
         """Covariance [N, K, K] of noise of a shape that broadcasts with the value's."""
-        if shape is None or tuple(shape) == tuple(self.shape):
+        if shape is None or self._is_own(shape):
             return torch.diag_embed(variance.expand(self.shape).flatten(1))
         variance = variance.expand(torch.Size(shape)).expand(self.shape).flatten(1)
         event = tuple(shape)[1:] if len(shape) == self.dim() else tuple(shape)
@@ -181,6 +182,12 @@ def _transformed(
     """The covariance [N, M, M] of an affine function, or of one of its results, of independent random arguments."""
 
     def of(value: JointMoments) -> Tensor:
+        if func is F.linear and value.dim() == args[1].dim() == 2:
+            weight = args[1]  # a tensor: random ones are none of an affine function's arguments
+            if value._covariance is None:
+                return (weight * value.variance.unsqueeze(1)) @ weight.mT
+            return weight @ value.covariance @ weight.mT
+
         def on_mean(loc: Tensor) -> Tensor:
             def put(each: Any) -> Any:
                 return loc if each is value else mean_of(each)
@@ -188,11 +195,15 @@ def _transformed(
             result = func(*substituted(put, args), **substituted(put, kwargs))
             return result if index is None else result[index]
 
+        output, pull = vjp(on_mean, value.loc)
+        # the transpose of the transpose: torch's forward mode warns of its own use of TorchScript
+        _, push = vjp(lambda cotangent: pull(cotangent)[0], torch.zeros_like(output))
+
         def linear(rows: Tensor) -> Tensor:
             """The linear part on rows [N, R, K]: [N, R, M]."""
 
             def on_row(row: Tensor) -> Tensor:
-                return jvp(on_mean, (value.loc,), (row.reshape(value.shape),))[1].flatten(1)
+                return push(row.reshape(value.shape))[0].reshape(len(row), -1)
 
             at_once = max(1, _BLOCK // value.loc.numel())
             return vmap(on_row, in_dims=1, out_dims=1, chunk_size=at_once)(rows)
@@ -202,46 +213,61 @@ def _transformed(
     return torch.stack([of(value) for value in inputs]).sum(0) if len(inputs) > 1 else of(inputs[0])
 
 
-def _slopes(
-    moments: Callable[..., tuple[Tensor, Tensor]], args: Any, kwargs: Any, inputs: Sequence[JointMoments]
+def derivatives(
+    moments: Callable[..., tuple[Tensor, Tensor]], args: Any, kwargs: Any, inputs: Sequence[Moments], order: int = 1
 ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-    """Mean and variance of an elementwise function, and for each input the mean's derivatives by its mean."""
+    """Mean and variance of an elementwise function, and derivatives of the mean by the means of its arguments.
 
-    def rule(*locs: Tensor) -> tuple[Tensor, Tensor]:
-        given = iter(locs)
-        flat: list[Any] = []
-        for value in args:
-            if isinstance(value, Moments):
-                chosen = any(value is each for each in inputs)
-                flat += [next(given) if chosen else value.loc, value.variance]
-            else:
-                flat.append(value)
-        return moments(*flat, **kwargs)
+    Args:
+        moments: As of `Moments.elementwise`.
+        args: The same.
+        kwargs: The same.
+        inputs: The arguments by which to differentiate, in their order.
+        order: Of the highest derivative, ≥ 1; of several arguments 1.
 
-    locs = tuple(value.loc for value in inputs)
-    if len(inputs) > 1:
-        mean, pull, variance = vjp(rule, *locs, has_aux=True)
-        return mean, variance, [[gate] for gate in pull(torch.ones_like(mean))]
+    Returns:
+        The mean, the variance, and for each argument its derivatives, `order` of them, in the mean's shape.
+    """
 
-    def differentiated(function: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], tuple[Tensor, Any]]:
-        """The derivative, with the function's values before its auxiliary ones."""
+    def at(shape: torch.Size) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        def rule(*locs: Tensor) -> tuple[Tensor, Tensor]:
+            given = iter(locs)
+            flat: list[Any] = []
+            for value in args:
+                if any(value is each for each in inputs):
+                    flat += [next(given), value.variance.expand(shape)]
+                else:
+                    flat += [value.loc, value.variance] if isinstance(value, Moments) else [value]
+            return moments(*flat, **kwargs)
 
-        def derivative(loc: Tensor) -> tuple[Tensor, Any]:
-            value, pull, rest = vjp(function, loc, has_aux=True)
-            (slope,) = pull(torch.ones_like(value))
-            return slope, (value, rest)
+        function: Callable[..., Any] = rule
+        for _ in range(order):
+            function = _differentiated(function)
+        found, rest = function(*(value.loc.expand(shape) for value in inputs))
+        slopes: list[Any] = []
+        for _ in range(order):
+            slopes.insert(0, found)
+            found, rest = rest
+        return found, rest, [slopes] if len(inputs) == 1 else [[each] for each in slopes[0]]
 
-        return derivative
+    shape = torch.broadcast_shapes(*(value.shape for value in inputs))
+    result = at(shape)
+    # a certain argument may be larger
+    return result if result[0].shape == shape else at(result[0].shape)
 
-    function: Callable[[Tensor], tuple[Tensor, Any]] = rule
-    for _ in range(current().order):
-        function = differentiated(function)
-    value, rest = function(locs[0])
-    slopes: list[Tensor] = []
-    for _ in range(current().order):
-        slopes.insert(0, value)
-        value, rest = rest
-    return value, rest, [slopes]
+
+def _differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The derivatives of a function of elements, one or a tuple of them, and with them what it returns itself.
+
+    The function returns a value and anything besides.
+    """
+
+    def derivative(*locs: Tensor) -> Any:
+        value, pull, rest = vjp(function, *locs, has_aux=True)
+        slopes = pull(torch.ones_like(value))
+        return slopes[0] if len(slopes) == 1 else slopes, (value, rest)
+
+    return derivative
 
 
 def lifted(like: Moments, known: dict[int, Moments], value: Any) -> Any:

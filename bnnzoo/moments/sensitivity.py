@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from bnnzoo.moments.covariance import JointMoments, by_example, lifted
+from bnnzoo.moments.covariance import JointMoments, by_example, derivatives, lifted
 from bnnzoo.moments.value import Moments, mean_of, paired, random_values, substituted
 
 #: From sensitivities [K, *shape] to a value, to its share in the outputs' covariance, [N, K, K].
@@ -62,11 +62,12 @@ class TracedMoments(Moments):
     source (K = 10 outputs of a dense network: some 5 passes of moments), in memory K times the largest layers. All of
     it is differentiable and runs under `torch.func.vmap` (over chains, say), without and with gradients.
 
-    First-order: a product of two random factors adds its second-order part element by element, and gates are taken at
-    the variances of `Moments`.
+    First-order: of a product of two random factors, and of noise that elements share times random values, what is of
+    second order counts as independent by element; gates are taken at the variances of `Moments`.
 
     Values, noise too, must have the batch as their first dimension. Plain random `Moments` that are met, such as random
-    weights, become sources, one for each example.
+    weights, become sources, one for each example; at every meeting another one, so that weights that are used twice
+    count as independent.
 
     Args:
         mean: Means, [N, ...].
@@ -184,26 +185,8 @@ class TracedMoments(Moments):
         if not inputs:
             return cast(TracedMoments, super().elementwise(moments, args, kwargs))
 
-        def applied(shape: torch.Size) -> Any:
-            def rule(*locs: Tensor) -> tuple[Tensor, Tensor]:
-                given = iter(locs)
-                flat: list[Any] = []
-                for value in args:
-                    if not isinstance(value, Moments):
-                        flat.append(value)
-                    elif isinstance(value, TracedMoments) and not value.certain:
-                        flat += [next(given), value.variance.expand(shape)]
-                    else:
-                        flat += [value.loc, value.variance]
-                return moments(*flat, **kwargs)
-
-            return vjp(rule, *(value.loc.expand(shape) for value in inputs), has_aux=True)
-
-        shape = torch.broadcast_shapes(*(value.shape for value in inputs))
-        mean, pull, variance = applied(shape)
-        if mean.shape != shape:  # a certain argument is larger
-            mean, pull, variance = applied(mean.shape)
-        gates = pull(torch.ones_like(mean))
+        mean, variance, slopes = derivatives(moments, args, kwargs, inputs)
+        gates = [gate for (gate,) in slopes]
         rest = variance
         for value, gate in zip(inputs, gates, strict=True):
             rest = rest - gate.square() * value.variance
