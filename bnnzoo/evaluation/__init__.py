@@ -3,6 +3,7 @@
 score, score_table, pointwise, pit       scores in the target's own units, with standard errors, and by datum
 baselines                                a constant and a linear model, scored alike
 plot_fit, plot_history, plot_predictions, plot_calibration
+moment_accuracy, plot_moment_accuracy    propagated means and variances against draws, layer by layer
 to_arviz, pareto_k, save_netcdf          ArviZ 0.23 and 1.x
 """
 
@@ -14,16 +15,26 @@ if TYPE_CHECKING:
     from bnnzoo.evaluation.baseline_models import baselines
     from bnnzoo.evaluation.inference_data import pareto_k, save_netcdf
     from bnnzoo.evaluation.metrics import Score, pit, pointwise, score, score_table
+    from bnnzoo.evaluation.moment_errors import (
+        MomentReference,
+        moment_accuracy,
+        moment_reference,
+        plot_moment_accuracy,
+    )
     from bnnzoo.evaluation.plots import plot_calibration, plot_fit, plot_history, plot_predictions
 
 __all__ = [
+    "MomentReference",
     "Score",
     "baselines",
+    "moment_accuracy",
+    "moment_reference",
     "pareto_k",
     "pit",
     "plot_calibration",
     "plot_fit",
     "plot_history",
+    "plot_moment_accuracy",
     "plot_predictions",
     "pointwise",
     "save_netcdf",
@@ -37,6 +48,7 @@ _HOMES = {
     "baseline_models": ("baselines",),
     "inference_data": ("pareto_k", "save_netcdf"),
     "metrics": ("Score", "pit", "pointwise", "score", "score_table"),
+    "moment_errors": ("MomentReference", "moment_accuracy", "moment_reference", "plot_moment_accuracy"),
     "plots": ("plot_calibration", "plot_fit", "plot_history", "plot_predictions"),
 }
 

@@ -9,6 +9,7 @@ from bnnzoo.models.entry import Built, Entry
 from bnnzoo.models.keras_cnn import KerasCNN
 from bnnzoo.models.lenet import LeNet
 from bnnzoo.models.mlp import ACTIVATIONS, MLP
+from bnnzoo.models.moment_networks import MomentCIFARNet, MomentLeNet
 from bnnzoo.models.resnet import ResNet
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Entry",
     "KerasCNN",
     "LeNet",
+    "MomentCIFARNet",
+    "MomentLeNet",
     "ResNet",
     "catalogue",
 ]
