@@ -187,7 +187,7 @@ class Heaviside(BernoulliUnit):
         if not isinstance(centered, Moments):
             return gates.cdf(centered, variance, self.noise)
         if centered.certain:
-            return Moments(gates.cdf(centered.loc, variance, self.noise))
+            return type(centered)(gates.cdf(centered.loc, variance, self.noise))
         kind = self.approximation or ("exact" if current().approximation == "exact" else "logistic")
 
         def moments(mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
