@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from bnnzoo._types import Distribution
 from bnnzoo._vectorize import seeded
+
+#: How a posterior predicts: by draws of the weights, or by their moments.
+Method = Literal["draws", "moments"]
 
 #: Elements that one block of a reduction over draws may hold.
 _BLOCK = 2**23

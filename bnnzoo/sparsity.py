@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnnzoo._vectorize import Pair
-from bnnzoo.guides import MeanField, PrunedMeanField
+from bnnzoo.guides import MeanField, MomentPropagation, PrunedMeanField
 from bnnzoo.posterior import Posterior
 
 
@@ -58,7 +58,7 @@ def prune(posterior: Posterior, threshold: float = 5.0) -> Posterior:
 def _kept(posterior: Posterior, threshold: float) -> tuple[MeanField, Tensor]:
     """The guide, and which of its elements are kept, [chain, layout.size]; sites of the likelihood always are."""
     guide = posterior.guide
-    if type(guide) not in (MeanField, PrunedMeanField):
+    if type(guide) not in (MeanField, MomentPropagation, PrunedMeanField):
         raise TypeError(
             "sparsity and pruning compare the mean and the standard deviation of every weight, which guides.MeanField "
             f"has (best under priors.LogUniform): this posterior's guide is a {type(guide).__name__}"

@@ -86,8 +86,9 @@ def fit(
         bnn: The model.
         guide: A guide built from it: one of `bnnzoo.guides`, or any Pyro guide module such as `AutoNormal(bnn)`.
         data: A `bnnzoo.data.Dataset`, a pair `(x, y)` of arrays, tensors or frames, a torch Dataset or DataLoader.
-        objective: A `pyro.infer.ELBO`, default `objectives.ELBO()`. Those of bnnzoo are mapped over the chains; others
-            run chain by chain.
+        objective: A `pyro.infer.ELBO`, default the guide's own (`Guide.objective`): `objectives.MomentELBO()` for
+            `guides.MomentPropagation`, `objectives.ELBO()` for the others and Pyro's. Those of bnnzoo are mapped over
+            the chains; others run chain by chain.
         epochs: Passes over the data, ≥ 1.
         batch_size: Rows a step, from 1 to the number of data; default the smaller of 100 and that number. The last
             batch of an epoch holds the rest.
@@ -152,8 +153,9 @@ def _fit(
     progress: bool | None,
     **settings: Any,
 ) -> Posterior:
+    own = pair.guide.objective() if isinstance(pair.guide, Guide) else ELBO()
     run = _Run(
-        objective=settings["objective"] or ELBO(),
+        objective=own if settings["objective"] is None else settings["objective"],
         optimizer=settings["optimizer"] or partial(torch.optim.Adam, fused=True),
         scheduler=settings["scheduler"],
         epochs=_at_least(1, epochs=epochs),
@@ -366,9 +368,11 @@ class _Validation:
         draws = self.trainer.chains * self.num_samples
         row = sum(value.numel() * value.element_size() for value in posterior._conditional_once(self.x).values())
         rows = max(1, self.memory // (row * draws))
+        # A guide that predicts by moments draws nothing.
+        number = None if getattr(self.pair.guide, "prediction", "draws") == "moments" else self.num_samples
         scores = []
         for x, y in zip(self.x.split(rows), self.y.split(rows), strict=True):
-            prediction = posterior.predict(x, num_samples=self.num_samples, seed=self.seed)
+            prediction = posterior.predict(x, num_samples=number, seed=self.seed)
             scores.append(torch.stack([prediction.chain(c).log_prob(y) for c in range(self.trainer.chains)]))
         return -torch.cat(scores, 1).mean(1)
 

@@ -281,7 +281,7 @@ def as_targets(prediction: Prediction, y: Any) -> Tensor:
         count = int((~torch.isfinite(values)).sum())
         raise ValueError(f"y holds {count} NaN or infinite values; every target must be finite to be scored")
     reference = next(iter(prediction.parameters.values()))
-    categorical = prediction.family is dist.Categorical
+    categorical = issubclass(prediction.family, dist.Categorical)
     if prediction.task != "regression":
         top = math.inf if prediction.task == "counts" else reference.shape[-1] - 1 if categorical else 1
         if bool((values != values.round()).any()) or bool((values < 0).any()) or bool((values > top).any()):

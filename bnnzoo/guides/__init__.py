@@ -9,6 +9,7 @@ from bnnzoo.guides.low_rank import LowRank
 from bnnzoo.guides.map import Map
 from bnnzoo.guides.mean_field import MeanField
 from bnnzoo.guides.mnf import MNF
+from bnnzoo.guides.moment_propagation import MomentPropagation
 from bnnzoo.guides.pruned import PrunedMeanField
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "LowRank",
     "Map",
     "MeanField",
+    "MomentPropagation",
     "PrunedMeanField",
 ]

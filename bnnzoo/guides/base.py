@@ -14,6 +14,8 @@ from torch.distributions import biject_to
 
 from bnnzoo._types import Distribution
 from bnnzoo.network import BayesianNetwork, Program
+from bnnzoo.objectives import ELBO, Objective
+from bnnzoo.prediction import Method
 from bnnzoo.weights import SAMPLINGS, Block, DeltaBlock, Layout, Sampling
 
 
@@ -32,12 +34,14 @@ class Guide(Program):
         bounds_evidence: Whether what is trained has a density over the sites, or jointly over them and auxiliary ones,
             so that the ELBO is a bound of the evidence and draws can be weighed by p / q.
         one_draw_a_batch: Whether in training all particles of a batch are the same draw.
+        prediction: How `Posterior.predict` predicts where it is not told: by `"draws"` or by `"moments"`.
         layout: Order of all sites in the guide's flat parameters.
     """
 
     has_density: ClassVar[bool] = True
     bounds_evidence: ClassVar[bool] = True
     one_draw_a_batch: ClassVar[bool] = False
+    prediction: ClassVar[Method] = "draws"
 
     def __init__(self, bnn: BayesianNetwork) -> None:
         if not isinstance(bnn, BayesianNetwork):
@@ -71,6 +75,10 @@ class Guide(Program):
     def auxiliary(self) -> dict[str, torch.Size]:
         """Shapes of the sites that the guide draws besides the model's (a mixing variable, say), by name."""
         return {}
+
+    def objective(self) -> Objective:
+        """What `fit` minimizes where it is not told; the ELBO by default."""
+        return ELBO()
 
     def log_prob(self, values: dict[str, Tensor]) -> Tensor:
         """Log density of values for all sites, a scalar; only where `has_density`.

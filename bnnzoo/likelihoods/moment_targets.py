@@ -10,7 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from bnnzoo.likelihoods.base import Likelihood
-from bnnzoo.moments import Moments, Nodes
+from bnnzoo.likelihoods.quadrature import weighted_power_mean
+from bnnzoo.moments import Moments, Nodes, NoMomentsError
+from bnnzoo.power_mean import TINY
 
 
 class MomentTargets(TorchDistribution):
@@ -20,11 +22,17 @@ class MomentTargets(TorchDistribution):
         likelihood: The likelihood.
         output: The network's outputs, [N, ...].
         sites: Values of the likelihood's own sites, `Nodes` among them.
+
+    Raises:
+        NoMomentsError: If such a site is known by mean and variance alone, as of Pyro's AutoGuides.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch declares it so)
 
     def __init__(self, likelihood: Likelihood, output: Moments, sites: Mapping[str, Tensor | Nodes]) -> None:
+        for name, value in sites.items():
+            if isinstance(value, Moments):
+                raise NoMomentsError(f"of the likelihood's site {name!r} it tells a mean and a variance alone")
         self.likelihood = likelihood
         self.output = output
         self.sites = sites
@@ -44,7 +52,8 @@ class MomentTargets(TorchDistribution):
     def log_power_mean(self, y: Tensor, alpha: float) -> Tensor:
         """`(1/α) log E p(y | f)^α`, [N]; its limit, the expectation of `log p(y | f)`, at α = 0.
 
-        See `Likelihood.log_power_mean`. Over random sites of the likelihood itself (a noise scale) it is averaged.
+        See `Likelihood.log_power_mean`. Random sites of the likelihood itself (a noise scale) are integrated too, by
+        their nodes, each element by itself: targets may share one, or each output has its own.
 
         Args:
             y: Targets as the likelihood's `prepare` returns them.
@@ -52,12 +61,12 @@ class MomentTargets(TorchDistribution):
         """
         mean, variance = self.output.loc, self.output.variance
 
-        def given(**sites: Tensor) -> Tensor:
+        def given(sites: Mapping[str, Tensor]) -> Tensor:
             if alpha == 0:
                 return self.likelihood.expected_log_prob(mean, variance, y, **sites)
             return self.likelihood.log_power_mean(mean, variance, y, alpha, **sites)
 
-        return _averaged(given, self.sites)
+        return _integrated(given, self.sites, self._first(), alpha)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log predictive density, [N], as the likelihood's `log_power_mean` at α = 1 has it."""
@@ -81,10 +90,30 @@ class MomentTargets(TorchDistribution):
         }
 
 
-def _averaged(fn: Callable[..., Tensor], sites: Mapping[str, Tensor | Nodes]) -> Tensor:
-    """The mean of a function of the sites over all nodes."""
+def _integrated(
+    fn: Callable[[Mapping[str, Tensor]], Tensor],
+    sites: Mapping[str, Tensor | Nodes],
+    center: Mapping[str, Tensor],
+    alpha: float,
+) -> Tensor:
+    """`(1/α) log E exp(α fn)` over the sites' nodes, [N], for a function that is a sum over the elements of the sites.
+
+    Of such a function the power mean is the value at the center, and what each element adds to it.
+    """
+    total = at_center = fn(center)
     for name, value in sites.items():
-        if isinstance(value, Nodes):
-            parts = [_averaged(fn, {**sites, name: each}) for each in value.values]
-            return torch.tensordot(value.weights, torch.stack(parts), 1)
-    return fn(**sites)
+        if not isinstance(value, Nodes):
+            continue
+        shape = center[name].shape
+        for element in range(center[name].numel()):
+            one = torch.zeros(center[name].numel(), dtype=torch.bool, device=at_center.device)
+            one[element] = True
+            moved = [torch.where(one.view(shape), node, center[name]) for node in value.values]
+            excess = torch.stack([fn({**center, name: each}) - at_center for each in moved], -1)
+            total = total + _power_mean(excess, value.weights, alpha)
+    return total
+
+
+def _power_mean(values: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """`(1/α) log Σ_q w_q exp(α values_q)` over the last dimension; the mean at α = 0."""
+    return values @ weights if abs(alpha) < TINY else weighted_power_mean(values, alpha, weights)

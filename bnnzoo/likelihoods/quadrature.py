@@ -65,16 +65,17 @@ def expect_power(
         shift, spread = tilt
         first = values(shift, spread)
         # moments of the nodes under the integrand, less what they are under the weights (0 and 1), over the power
-        excess = weights * torch.expm1(power * (first - _mean(first, power, weights).unsqueeze(-1))) / power
+        about = weighted_power_mean(first, power, weights).unsqueeze(-1)
+        excess = weights * torch.expm1(power * (first - about)) / power
         center = excess @ nodes
         width = (excess @ (nodes.square() - 1.0) - power * center.square()) * power
         width = width.clamp_min(-0.95) / power  # one node may hold all
         scale = 1.0 + power * spread
         shift, spread = shift + scale.sqrt() * center, spread + scale * width
-    return _mean(values(shift, spread), power, weights)
+    return weighted_power_mean(values(shift, spread), power, weights)
 
 
-def _mean(values: Tensor, power: float, weights: Tensor) -> Tensor:
+def weighted_power_mean(values: Tensor, power: float, weights: Tensor) -> Tensor:
     """`(1/power) log sum_i weights_i exp(power · values_i)` over the last dimension.
 
     `bnnzoo.power_mean` takes out the largest value; here that one may have next to no weight, and what is taken out is

@@ -15,6 +15,10 @@ from bnnzoo.moments.value import Moments
 _NODES = 9
 
 
+class NoMomentsError(ValueError):
+    """A site has no mean and variance that go through a network."""
+
+
 class Nodes(NamedTuple):
     """A random variable as points and their weights, for the parameters of a likelihood.
 
@@ -39,7 +43,7 @@ def site_moments(name: str, distribution: Distribution) -> Any:
         units; the value of a point; `Nodes`, of Gauss-Hermite quadrature, of a transformed Gaussian (a noise scale).
 
     Raises:
-        TypeError: If the distribution has no such form.
+        NoMomentsError: If the distribution has no such form.
     """
     if hasattr(distribution, "moments"):
         return distribution.moments()
@@ -59,10 +63,9 @@ def site_moments(name: str, distribution: Distribution) -> Any:
             for transform in base.transforms:
                 values = transform(values)
             return Nodes(values, weights)
-    raise TypeError(
-        f"site {name!r} is a {type(distribution).__name__}, of which no mean and variance go through the network: "
-        "moments need weights that are independent Gaussians, points, or under dropout (guides.MomentPropagation, "
-        "MeanField, Dropout, Map)"
+    raise NoMomentsError(
+        f"site {name!r} is a {type(distribution).__name__}: only independent Gaussians, points, and points under "
+        "dropout have a mean and variance that go through a network"
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import TransformedDistribution, kl_divergence
 
 from bnnzoo._types import Distribution, Site
+from bnnzoo.moments import Moments, gaussian_nodes
 from bnnzoo.objectives.sites import log_prob
 from bnnzoo.priors import LogUniform
 from bnnzoo.weights import Block
@@ -40,7 +42,8 @@ def kl_terms(q: dict[str, Site], p: dict[str, Site]) -> list[Tensor]:
         if block is None:
             terms.append(_kl(name, site, p[name]))
         else:
-            terms.append(_divergence(block[0].joint, block[1].joint))
+            by_moments = isinstance(site["value"], Moments)
+            terms.append(_divergence(block[0].joint, block[1].joint, by_moments))
             done.update(block[0].layout.names)
     return terms
 
@@ -124,11 +127,15 @@ def _kl(name: str, q: Site, p: Site) -> Tensor:
     return log_prob(q) - log_prob(p)
 
 
-def _divergence(q: Distribution, p: Distribution) -> Tensor:
-    """KL of two flat distributions, or one draw's estimate of it."""
+def _divergence(q: Distribution, p: Distribution, by_moments: bool) -> Tensor:
+    """KL of two flat distributions; where none is known one draw's estimate of it, or, by moments, quadrature."""
     try:
         return kl_divergence(q, p).sum()
     except NotImplementedError:
+        if by_moments:
+            nodes = gaussian_nodes(q.mean, q.variance.sqrt())
+            terms = [(q.log_prob(w) - p.log_prob(w)).sum() for w in nodes.values]
+            return nodes.weights @ torch.stack(terms)
         w = q.rsample()
         return (q.log_prob(w) - p.log_prob(w)).sum()
 

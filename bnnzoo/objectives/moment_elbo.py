@@ -14,6 +14,7 @@ from bnnzoo._types import Site
 from bnnzoo.likelihoods import Categorical, MomentTargets
 from bnnzoo.moments import Moments, options
 from bnnzoo.moments.errors import located
+from bnnzoo.moments.sites import NoMomentsError
 from bnnzoo.moments.softmax import Softmax, log_softmax
 from bnnzoo.moments.value import Approximation, Fallback
 from bnnzoo.network import BayesianNetwork
@@ -86,8 +87,9 @@ class MomentELBO(Objective):
         """The loss on one batch, differentiable; a scalar, summed over the data set that the batch stands for.
 
         Raises:
-            TypeError: If the model is not a `BayesianNetwork`, or a site of the guide has no mean and variance.
-            ValueError: If `softmax` is given and the targets are not class labels.
+            TypeError: If the model is not a `BayesianNetwork`.
+            ValueError: If the guide has no mean and variance for a site, or `softmax` is given and the targets are not
+                class labels.
             NoRuleError: If an operation of the network has no rule, and there is no fallback.
         """
         bnn = unwrap(model)
@@ -99,8 +101,11 @@ class MomentELBO(Objective):
                 f"{type(bnn.likelihood).__name__}"
             )
         x, *rest = args
-        with options(self.approximation, self.fallback), located(bnn.network):
-            return super().differentiable_loss(model, guide, Moments(x), *rest, **kwargs)
+        try:
+            with options(self.approximation, self.fallback), located(bnn.network):
+                return super().differentiable_loss(model, guide, Moments(x), *rest, **kwargs)
+        except NoMomentsError as error:
+            raise ValueError(self._refusal(unwrap(guide), str(error))) from error
 
     def log_likelihood(self, site: Site) -> Tensor:
         """The data terms of the targets, [N]."""
@@ -110,6 +115,19 @@ class MomentELBO(Objective):
         log_probs = log_softmax(targets.output.loc, targets.output.variance, 1, self.softmax)
         labels = site["value"]
         return -F.nll_loss(log_probs, labels, reduction="none").reshape(len(labels), -1).sum(-1)
+
+    def _check(self, guide: nn.Module) -> None:
+        super()._check(guide)
+        own = getattr(guide, "auxiliary", None)
+        if own:
+            name = next(iter(own))
+            raise ValueError(self._refusal(guide, f"it draws sites of its own, such as {name!r}"))
+
+    def _refusal(self, guide: Any, why: str) -> str:
+        return (
+            f"{self!r} draws nothing, and guides.{type(guide).__name__} has no mean and variance to propagate ({why}): "
+            "use objectives.ELBO, or guides.MomentPropagation, MeanField, Dropout or Map"
+        )
 
     def combine(self, data: list[DataTerm], divergence: Tensor) -> Tensor:
         """Divergence less log likelihood."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -13,8 +14,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
-from bnnzoo._types import Site
+from bnnzoo._types import Distribution, Site
 from bnnzoo.moments import Moments, Nodes, gaussian_nodes, site_moments
+from bnnzoo.moments.value import mean_of
 from bnnzoo.rules import RandomWeight
 
 Form = Literal["dense", "structured", "moments"]
@@ -93,6 +95,9 @@ def log_prob(site: Site) -> Tensor:
     if isinstance(value, RandomWeight):
         value = value.dense()
     if isinstance(value, Moments):
+        fn = _elements(site["fn"])
+        if isinstance(fn, Delta):  # of Pyro's AutoNormal, which lets points carry a log density
+            return scale_and_mask(mean_of(fn.log_density), site["scale"], site["mask"]).sum()
         value = gaussian_nodes(value.loc, value.scale)
     if isinstance(value, Nodes):
         return _expected_log_prob(site, value)
@@ -104,9 +109,7 @@ def log_prob(site: Site) -> Tensor:
 
 
 def _expected_log_prob(site: Site, nodes: Nodes) -> Tensor:
-    fn = site["fn"]
-    while isinstance(fn, Independent | ExpandedDistribution):
-        fn = fn.base_dist
+    fn = _elements(site["fn"])
     if fn.event_shape and nodes.values[0].numel() > 1 and not hasattr(fn, "moments"):
         raise ValueError(
             f"the density {type(fn).__name__} of site {site['name']!r} does not factorize over the elements: its "
@@ -114,3 +117,10 @@ def _expected_log_prob(site: Site, nodes: Nodes) -> Tensor:
         )
     terms = [log_prob({**site, "value": value}) for value in nodes.values]
     return torch.dot(nodes.weights, torch.stack(terms))
+
+
+def _elements(fn: Distribution) -> Distribution:
+    """The distribution under independence and expansion."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
