@@ -40,19 +40,27 @@ def _layer(
         x = x.times_noise(noise, per_example(x, spatial))
     mean, shift = mean_of(weight), mean_of(bias)
     if x.certain:
-        output = Moments(op(x.loc, mean, shift, *args, **kwargs))
+        output = type(x)(op(x.loc, mean, shift, *args, **kwargs))
     else:
-        output = apply_affine(op, partial(_from_input, op), x, mean, shift, *args, **kwargs)
+        output = apply_affine(op, partial(_from_input, op, spatial), x, mean, shift, *args, **kwargs)
     bias_variance = bias.variance if isinstance(bias, Moments) and not bias.certain else None
     if isinstance(weight, Moments) and not weight.certain and noise is None:
         return output.plus_weight_noise(op, x, weight.variance, bias_variance, *args, **kwargs)
     if bias_variance is not None:
-        return output.plus_noise(bias_variance.view(-1, *[1] * spatial))
+        shared = bias_variance.view(-1, *[1] * spatial)
+        return output.plus_noise(shared, shared.shape)
     return output
 
 
-def _from_input(op: Callable, input: Moments, weight: Tensor, bias: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return op(input.variance, weight.square(), None, *args, **kwargs)
+def _from_input(
+    op: Callable, spatial: int, input: Moments, weight: Tensor, bias: Any, *args: Any, **kwargs: Any
+) -> Tensor:
+    variance = input.variance
+    batched = variance.dim() > spatial + 1 and len(variance) > 1
+    if batched and variance.stride(0) == 0:  # one for all examples, as of noise of one variance: computed once
+        shared = op(variance[:1], weight.square(), None, *args, **kwargs)
+        return shared.expand(len(variance), *shared.shape[1:])
+    return op(variance, weight.square(), None, *args, **kwargs)
 
 
 _LAYERS: dict[Callable, int] = {

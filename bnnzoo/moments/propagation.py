@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
@@ -11,11 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from bnnzoo._vectorize import evaluating, seeded
+from bnnzoo.moments.covariance import JointMoments
 from bnnzoo.moments.errors import located
+from bnnzoo.moments.sensitivity import TracedMoments
 from bnnzoo.moments.units import StochasticUnit
-from bnnzoo.moments.value import Approximation, Fallback, Moments, options
+from bnnzoo.moments.value import Approximation, Fallback, Moments, NoRuleError, Softmax, mean_of, options
+from bnnzoo.moments.watching import watching
 
 Mode = Literal["ap1", "ap2", "sample"]
+Covariance = Literal["diagonal", "sensitivity", "full"]
+_WAYS: dict[str, type[Moments]] = {"diagonal": Moments, "sensitivity": TracedMoments, "full": JointMoments}
 _Result = TypeVar("_Result")
 
 
@@ -27,8 +33,11 @@ def propagate(
     *,
     num_samples: int = 100,
     seed: int | None = 0,
+    covariance: Covariance = "diagonal",
+    order: int = 1,
     approximation: Approximation = "exact",
     fallback: Fallback | None = None,
+    softmax: Softmax = "logistic",
 ) -> Moments:
     """Mean and variance of a network's output under a random input and the network's own noise.
 
@@ -39,6 +48,16 @@ def propagate(
     - `"ap2"`: means and variances go through (`Moments`), differentiably;
     - `"sample"`: mean and variance over draws of all noise.
 
+    What mode `"ap2"` makes of covariances:
+
+    - `"diagonal"`: elements of every layer are taken for independent, as in the paper; variances of trained networks
+      may be far off (0.4 to 0.6 of the standard deviation in a dropout network);
+    - `"sensitivity"`: the same means; the outputs' sensitivities to every independent source of noise are pulled back
+      through the network (`bnnzoo.moments.sensitivity`): the full covariance of the K outputs, for about K plain
+      backward passes; any network;
+    - `"full"`: covariances of all units of a layer go through the network (`JointMoments`), which makes means better
+      too: chains of layers of up to about 1,000 units.
+
     Args:
         network: Any module that takes one tensor and returns one.
         mean: The input's means, [N, ...].
@@ -46,22 +65,27 @@ def propagate(
         mode: See above.
         num_samples: Draws ≥ 1 of mode `"sample"`.
         seed: Fixes the draws; None: torch's generator goes on.
+        covariance: See above; of mode `"ap2"`.
+        order: See `bnnzoo.moments.options`.
         approximation: See `bnnzoo.moments.options`.
         fallback: See `bnnzoo.moments.options`.
+        softmax: See `bnnzoo.moments.options`.
 
     Returns:
-        The output's moments; certain in mode `"ap1"`.
+        The output's moments; certain in mode `"ap1"`. With `covariance="sensitivity"` or `"full"` they have
+        `covariance`, [N, K, K] of the K output elements of an example, flattened, and its diagonal as their variance;
+        else asking for it raises AttributeError.
 
     Raises:
         ValueError: If an argument is out of range.
         NoRuleError: If an operation has no rule, and there is no fallback.
     """
-    _check(mean, variance, mode, num_samples)
-    with options(approximation, fallback), noise(network, mode != "ap1"), located(network):
+    _check(mean, variance, mode, num_samples, covariance)
+    with options(approximation, fallback, order, softmax), noise(network, mode != "ap1"), located(network):
         if mode == "ap1":
-            return Moments(_tensor(network(mean)))
+            return Moments(_tensor(network(mean.clone())))  # the first layer may write over it (inplace=True)
         if mode == "ap2":
-            return _moments(network(Moments(mean, variance)))
+            return _moments(network(entering(mean, variance, covariance)), _WAYS[covariance]).resolved()
         sums = _Sums()
         with seeded(seed, mean.device):
             for _ in range(num_samples):
@@ -92,33 +116,19 @@ def per_layer(
         NoRuleError: As of `propagate`.
     """
     layers: dict[str, Any] = {}
-    calls: dict[str, int] = {}
 
-    def record(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            name = path if calls[path] == 1 else f"{path}#{calls[path]}"
-            if not isinstance(output, Tensor):
-                return
-            if mode == "sample":
-                layers.setdefault(name, _Sums()).add(output)
-            else:
-                layers[name] = output if isinstance(output, Moments) else Moments(output)
+    def record(name: str, module: nn.Module, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if mode == "sample":
+            layers.setdefault(name, _Sums()).add(output)
+        else:
+            value = _moments(output, Moments)
+            # the next layer may write over it (inplace=True)
+            layers[name] = Moments(value.loc.clone()) if value.certain else copy.copy(value)
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(record(path))
-        for path, module in network.named_modules()
-        if not any(module.children())
-    ]
-    # each pass counts its own calls
-    handles.append(network.register_forward_pre_hook(lambda module, args: calls.clear()))
-    try:
+    with watching(network, record):
         propagate(network, mean, variance, mode, **settings)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: value.moments() if isinstance(value, _Sums) else value for name, value in layers.items()}
 
 
@@ -142,7 +152,7 @@ class _Sums:
         """Count one more draw."""
         if not self.count:
             # Squares around the first draw do not cancel.
-            self.first, self.sum, self.squares = value, torch.zeros_like(value), torch.zeros_like(value)
+            self.first, self.sum, self.squares = value.clone(), torch.zeros_like(value), torch.zeros_like(value)
         self.count += 1
         deviation = value - self.first
         self.sum = self.sum + deviation
@@ -156,7 +166,7 @@ class _Sums:
 
 def _draw(mean: Tensor, variance: Tensor | float | None) -> Tensor:
     if variance is None:
-        return mean
+        return mean.clone()
     return mean + torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt() * torch.randn_like(mean)
 
 
@@ -166,18 +176,46 @@ def _tensor(output: Any) -> Tensor:
     return output
 
 
-def _moments(output: Any) -> Moments:
+def entering(mean: Tensor, variance: Tensor | float | None = None, covariance: Covariance = "diagonal") -> Moments:
+    """The input of a network through which moments go: what `propagate` calls the network with.
+
+    The network's output, `.resolved()`, has the covariance. For networks that are not called through `propagate`.
+
+    Args:
+        mean: As for `propagate`.
+        variance: As for `propagate`.
+        covariance: As for `propagate`.
+
+    Raises:
+        ValueError: If `covariance` is unknown.
+    """
+    if covariance not in _WAYS:
+        raise ValueError(f"covariance must be one of {', '.join(map(repr, _WAYS))}, not {covariance!r}")
+    return _WAYS[covariance](mean, variance)
+
+
+def _moments(output: Any, way: type[Moments]) -> Moments:
     output = _tensor(output)
-    return output if isinstance(output, Moments) else Moments(output)
+    if isinstance(output, way):
+        return output
+    if isinstance(output, Moments) and not output.certain:
+        raise NoRuleError("the output's covariance was lost on the way: its last operations have no rule for it")
+    return way(mean_of(output))
 
 
-def _check(mean: Any, variance: Any, mode: str, num_samples: int) -> None:
+def _check(mean: Any, variance: Any, mode: str, num_samples: int, covariance: str) -> None:
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(map(repr, get_args(Mode)))}, not {mode!r}")
     if not isinstance(mean, Tensor) or isinstance(mean, Moments):
         raise ValueError(f"mean must be a tensor, not {type(mean).__name__}")
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
+    if covariance not in _WAYS:
+        raise ValueError(f"covariance must be one of {', '.join(map(repr, _WAYS))}, not {covariance!r}")
+    if covariance != "diagonal" and mode != "ap2":
+        raise ValueError(f"covariance={covariance!r} goes with mode='ap2', not {mode!r}")
+    if covariance != "diagonal" and not mean.dim():
+        raise ValueError(f"covariance={covariance!r} needs a batch dimension: mean of shape [N, ...], not []")
     if variance is not None:
         values = torch.as_tensor(variance)
         if not bool((values >= 0).all()):

@@ -173,6 +173,27 @@ def test_noise_of_weights_is_shared_by_positions(name):
     assert (diagonal.variance / found.variance - 1).abs().max() > 0.1
 
 
+def test_dropout_of_whole_channels_of_random_values():
+    x, v = draw(3, 2, 2, 2), draw(3, 2, 2, 2, seed=1).square()
+    found = sensitivity(lambda x: F.dropout2d(x, 0.2).flatten(1), x, v)
+    rows, spread = x.flatten(1), v.flatten(1)
+    same = torch.block_diag(torch.ones(4, 4, dtype=DOUBLE), torch.ones(4, 4, dtype=DOUBLE))
+    exact = torch.diag_embed(1.25 * spread) + 0.25 * same * rows.unsqueeze(1) * rows.unsqueeze(2)
+    close(found.covariance, exact)
+
+
+def test_noise_of_weights_and_of_the_input_of_a_convolution():
+    layer = nn.Conv1d(1, 2, 3, bias=False).double()
+    weight = Moments(layer.weight.detach(), layer.weight.detach().square() + 0.1)
+    x, v = draw(3, 1, 5), draw(3, 1, 5, seed=1).square()
+    found = F.conv1d(TracedMoments(x, v), weight)
+    by_weight = torch.stack([jacrev(F.conv1d, 1)(row, weight.loc).flatten(2).flatten(0, 1) for row in x])
+    by_input = jacrev(lambda row: F.conv1d(row, weight.loc))(x[0]).flatten(2).flatten(0, 1)
+    exact = (by_weight * weight.variance.flatten()) @ by_weight.mT + (by_input * v) @ by_input.T
+    exact += torch.diag_embed(F.conv1d(v, weight.variance).flatten(1))  # δw δx of two outputs have no factor in common
+    close(found.covariance, exact)
+
+
 def test_noise_of_dense_weights_and_of_the_input_add_up():
     layer = nn.Linear(3, 4).double()
     w = {key: Moments(value.detach(), 0.1 + value.detach().square()) for key, value in layer.named_parameters()}
