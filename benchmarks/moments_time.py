@@ -246,9 +246,9 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=30, help="of the timings")
     options.add_argument("--hidden", type=int, default=1000, help="units of each hidden layer")
-    options.add_argument("--epochs", type=int, default=3, help="of the networks trained with dropout")
-    options.add_argument("--draws", type=int, default=50_000, help="sampled passes of the reference")
-    options.add_argument("--images", type=int, default=64, help="test images of the comparison")
+    options.add_argument("--epochs", type=int, default=2, help="of the networks trained with dropout")
+    options.add_argument("--draws", type=int, default=20_000, help="sampled passes of the reference")
+    options.add_argument("--images", type=int, default=32, help="test images of the comparison")
     options.add_argument("--keep", type=Path, help="folder of fits, to go on from")
     arguments = options.parse_args()
     for name in ("rounds", "hidden", "epochs", "draws", "images"):

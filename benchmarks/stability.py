@@ -59,8 +59,8 @@ def normalized(hidden: int) -> nn.Sequential:
 
 
 def bernoulli(hidden: int, variance: float = SETTING["input_variance"]) -> nn.Sequential:
-    """Bernoulli units behind input noise."""
-    layers = nn.Linear(784, hidden), LogisticBernoulli(), nn.Linear(hidden, 10)
+    """Bernoulli units behind input noise; their mean as in the paper's implementation (AP2b)."""
+    layers = nn.Linear(784, hidden), LogisticBernoulli("logistic"), nn.Linear(hidden, 10)
     return nn.Sequential(nn.Flatten(), InputNoise(variance), *layers)
 
 
@@ -209,7 +209,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     options.add_argument("--hidden", type=int, default=100, help="units of the hidden layer")
-    options.add_argument("--epochs", type=int, default=30, help="passes over the training data")
+    options.add_argument("--epochs", type=int, default=15, help="passes over the training data")
     options.add_argument("--keep", type=Path, help="folder of fits, to go on from")
     options.add_argument("--figure", type=Path, help="draw accuracy and odds into this file")
     arguments = options.parse_args()
