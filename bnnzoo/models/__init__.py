@@ -3,6 +3,7 @@
 `catalogue` maps names to entries: `models.catalogue["mean-field/uci-mlp"].build(split)`.
 """
 
+from bnnzoo.models.belief_network import SigmoidBeliefNetwork
 from bnnzoo.models.catalogue import catalogue
 from bnnzoo.models.encoder_decoder import EncoderDecoder
 from bnnzoo.models.entry import Built, Entry
@@ -23,5 +24,6 @@ __all__ = [
     "MomentCIFARNet",
     "MomentLeNet",
     "ResNet",
+    "SigmoidBeliefNetwork",
     "catalogue",
 ]
