@@ -12,7 +12,8 @@
   normal draws and their negatives, so that results repeat, and are smooth in means and variances. Relative standard
   errors: 9% of the variance; of the mean, 6% of σ for an even function, none for a linear one.
 
-All of them take the elements of the arguments for independent, and are differentiable. An operation of one's own, or
+All of them take the elements of the arguments for independent, and are differentiable. Results that are no real
+numbers (the indices beside sorted values) are those of the means. An operation of one's own, or
 one whose closed form is known, gets a rule instead, in a line or two:
 
     >>> import torch
@@ -249,27 +250,27 @@ def _root(variance: Tensor) -> Tensor:
 
 
 def _sampled(call: _Call, inputs: Sequence[Moments]) -> Any:
-    """Mean and variance over draws."""
+    """Mean and variance over draws; what is not real is that of the means."""
     generator = np.random.default_rng(0)
     scales = [_root(value.variance) for value in inputs]
-    outputs: list[Tensor] = []
-    sums: list[tuple[Tensor, Tensor]] = []
-    several: type | None = None
     with seeded(0, inputs[0].device if inputs else "cpu"):
+        first = call(*(value.loc for value in inputs))
+        outputs = _outputs("", first)
+        real = [k for k, each in enumerate(outputs) if isinstance(each, Tensor) and each.is_floating_point()]
+        # deviations from the first do not cancel
+        sums, squares = ([torch.zeros_like(outputs[k]) for k in real] for _ in range(2))
         for _ in range(DRAWS // 2):
             # NumPy's, which vmap does not mind
             noise = [s * torch.as_tensor(generator.standard_normal(s.shape)).to(s) for s in scales]
             for sign in (1, -1):
-                result = call(*(value.loc + sign * z for value, z in zip(inputs, noise, strict=True)))
-                several = type(result) if isinstance(result, tuple | list) else None
-                outputs = _outputs("", result)
-                if not sums:
-                    first = outputs
-                    sums = [(torch.zeros_like(each), torch.zeros_like(each)) for each in outputs]
-                sums = [
-                    (total + (each - start), squares + (each - start) ** 2)
-                    for (total, squares), each, start in zip(sums, outputs, first, strict=True)
-                ]
-    means = [start + total / DRAWS for start, (total, _) in zip(first, sums, strict=True)]
-    spreads = [(squares / DRAWS - (total / DRAWS) ** 2).clamp_min(0.0) for total, squares in sums]
-    return paired(means, spreads) if several else paired(means[0], spreads[0])
+                draw = _outputs("", call(*(value.loc + sign * z for value, z in zip(inputs, noise, strict=True))))
+                deviations = [draw[k] - outputs[k] for k in real]
+                sums = [total + each for total, each in zip(sums, deviations, strict=True)]
+                squares = [total + each.square() for total, each in zip(squares, deviations, strict=True)]
+    means: list[Any] = list(outputs)
+    variances: list[Any] = [None] * len(outputs)
+    for k, total, square in zip(real, sums, squares, strict=True):
+        means[k] = outputs[k] + total / DRAWS
+        variances[k] = (square / DRAWS - (total / DRAWS).square()).clamp_min(0.0)
+    several = isinstance(first, tuple | list)
+    return paired(type(first)(means), variances) if several else paired(means[0], variances[0])

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnnzoo.moments.fallbacks import fall_back
 from bnnzoo.moments.table import apply_elementwise, rule, spellings
 from bnnzoo.moments.value import Moments, NoRuleError, current
 
@@ -94,7 +95,15 @@ rule(*spellings("minimum", "fmin"))(_minimum)
 
 
 def _no_indices(*args: Any, **kwargs: Any) -> NoReturn:
-    raise NoRuleError("the position of a maximum of moments is random: there are values of maxima alone, no indices")
+    raise NoRuleError(
+        "the position of a maximum of moments is random: there are values of maxima alone, no indices "
+        "(fallback='linearize' takes those of the means)"
+    )
+
+
+def _with_indices(op: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Maxima with their positions, as the fallback has them."""
+    return _no_indices() if current().fallback is None else fall_back(op, args, kwargs)
 
 
 class NoIndices:
@@ -121,7 +130,7 @@ class Extremes(NamedTuple):
     indices: NoIndices
 
 
-def _over(op: Callable, input: Moments, dim: int) -> Moments:
+def _over(op: Callable, input: Any, dim: int) -> Any:
     """The maximum over one dimension, which keeps size 1."""
     while (size := input.shape[dim]) > 1:
         pairs = input.narrow(dim, 0, size // 2 * 2).unflatten(dim, (size // 2, 2))
@@ -131,7 +140,7 @@ def _over(op: Callable, input: Moments, dim: int) -> Moments:
     return input
 
 
-def _over_dims(op: Callable, input: Moments, dim: int | Sequence[int] | None = (), keepdim: bool = False) -> Moments:
+def _over_dims(op: Callable, input: Any, dim: int | Sequence[int] | None = (), keepdim: bool = False) -> Any:
     """The rule of `amax` and `amin`."""
     dims = [dim] if isinstance(dim, int) else list(dim or range(input.dim()))
     torch.empty(input.shape, device="meta").amax(dims)  # its own checks
@@ -167,14 +176,14 @@ def _pooled(input: Moments, dim: int, windows: Sequence[Sequence[int]]) -> Momen
         dim: The dimension.
         windows: The j-th positions of all windows, for each j.
     """
-    parts = [_taken(input, dim, positions) for positions in windows]
+    parts: list[Any] = [_taken(input, dim, positions) for positions in windows]
     while len(parts) > 1:
         rest = parts[len(parts) // 2 * 2 :]
         parts = [torch.maximum(*pair) for pair in zip(parts[::2], parts[1::2], strict=False)] + rest
     return parts[0]
 
 
-def _taken(input: Moments, dim: int, positions: Sequence[int]) -> Moments:
+def _taken(input: Moments, dim: int, positions: Sequence[int]) -> Any:
     """The elements at positions along a dimension, a slice where they are evenly spaced."""
     step = positions[1] - positions[0] if len(positions) > 1 else 1
     if step > 0 and list(positions) == list(range(positions[0], positions[-1] + 1, step)):
@@ -183,7 +192,7 @@ def _taken(input: Moments, dim: int, positions: Sequence[int]) -> Moments:
     return input.index_select(dim, torch.tensor(positions, device=input.device))
 
 
-def _padded(input: Moments, dim: int, before: int, after: int) -> Moments:
+def _padded(input: Moments, dim: int, before: int, after: int) -> Any:
     """With -∞ around it along a dimension, which never is a maximum."""
     if not before and not after:
         return input
@@ -205,13 +214,13 @@ def max_pool(
         padding: As of the operation.
         dilation: As of the operation.
         ceil_mode: As of the operation.
-        return_indices: Must be False.
+        return_indices: Left to the fallback.
 
     Raises:
-        NoRuleError: If indices are asked for.
+        NoRuleError: If indices are asked for and there is no fallback.
     """
     if return_indices:
-        _no_indices()
+        return _with_indices(op, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     stride = kernel_size if stride is None or stride == [] else stride
     meta = torch.empty(input.shape, device="meta", dtype=input.dtype)
     sizes = op(meta, kernel_size, stride, padding, dilation, ceil_mode).shape[-spatial:]  # with torch's own checks
@@ -235,13 +244,13 @@ def adaptive_max_pool(
         spatial: Number of spatial dimensions.
         input: [N, C, ...] or [C, ...].
         output_size: As of the operation.
-        return_indices: Must be False.
+        return_indices: Left to the fallback.
 
     Raises:
-        NoRuleError: If indices are asked for.
+        NoRuleError: If indices are asked for and there is no fallback.
     """
     if return_indices:
-        _no_indices()
+        return _with_indices(op, input, output_size, return_indices=True)
     sizes = op(torch.empty(input.shape, device="meta", dtype=input.dtype), output_size).shape[-spatial:]
     for dim in range(-1, -spatial - 1, -1):
         length, count = input.shape[dim], sizes[dim]
@@ -267,4 +276,5 @@ for _spatial in (1, 2, 3):
     _pool, _adaptive = (getattr(F, f"{name}max_pool{_spatial}d") for name in ("", "adaptive_"))
     rule(*spellings(f"max_pool{_spatial}d"))(partial(max_pool, _pool, _spatial))
     rule(_adaptive)(partial(adaptive_max_pool, _adaptive, _spatial))
-    rule(*spellings(f"max_pool{_spatial}d_with_indices", f"adaptive_max_pool{_spatial}d_with_indices"))(_no_indices)
+    for _op in spellings(f"max_pool{_spatial}d_with_indices", f"adaptive_max_pool{_spatial}d_with_indices"):
+        rule(_op)(partial(_with_indices, _op))

@@ -293,7 +293,7 @@ class Moments(torch.Tensor):
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return type(self), (self.loc, self._variance), self.__dict__
+        return _restored, (type(self), self.loc, self._variance, self.__dict__)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -302,6 +302,12 @@ class Moments(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}(mean={self.loc!r}, variance={None if self.certain else self.variance!r})"
+
+
+def _restored(cls: type[Moments], mean: Tensor, variance: Tensor | None, state: dict[str, Any]) -> Moments:
+    value = cls(mean, variance)
+    value.__dict__.update(state)
+    return value
 
 
 def substituted(fn: Callable[[Any], Any], value: Any) -> Any:

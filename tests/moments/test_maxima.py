@@ -220,8 +220,21 @@ def test_indices_make_no_sense_and_say_so(use):
 
 def test_the_error_of_indices_names_the_module():
     network = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
-    with pytest.raises(NoRuleError, match=r"no indices \(in '1', a MaxPool2d\)"):
+    with pytest.raises(NoRuleError, match=r"no indices .*\(in '1', a MaxPool2d\)"):
         propagate(network, torch.zeros(1, 1, 4, 4), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_indices_of_the_means_are_a_fallback():
+    x = value(1, 2, 4, 4)
+    with options(fallback="linearize"):
+        for pool in (F.max_pool2d, F.adaptive_max_pool2d):
+            found, indices = pool(x, 2, return_indices=True)
+            expected, positions = pool(x.loc, 2, return_indices=True)
+            assert torch.equal(found.loc, expected)
+            assert torch.equal(indices.loc, positions)
+            chosen = x.variance.flatten(2).gather(2, positions.flatten(2)).view(found.shape)
+            torch.testing.assert_close(found.variance, chosen)
 
 
 def test_wrong_arguments_are_refused_as_torch_does():
