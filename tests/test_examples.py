@@ -9,10 +9,12 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 ARGUMENTS = {
+    "moment_propagation.py": ["--epochs", "3", "--draws", "5"],
     "own_network.py": ["--epochs", "3"],
     "uncertainty_bands.py": ["--epochs", "3", "--nuts", "4"],
 }
 OUTPUT = {
+    "moment_propagation.py": ["moments: accuracy 0.", "5 draws: accuracy 0.", "of 5 passes", "(sensitivities): 0."],
     "own_network.py": ["'accuracy'", "entropy where right", "'head.weight_out'"],
     "uncertainty_bands.py": ["deep ensemble: epistemic standard deviation: data 0.", "NUTS:", "wrote bands.png"],
 }
