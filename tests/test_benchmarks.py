@@ -17,7 +17,7 @@ from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load,
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
-DRAWING += ("analytic_dropout", "stability")
+DRAWING += ("logistic_units", "analytic_dropout", "stability")
 TABULATING = ("step_time", "predict_time", "conjugate", "uci", "particles", "matrix", "moments_time")
 
 
