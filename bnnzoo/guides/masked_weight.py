@@ -246,6 +246,10 @@ class _MaskedInputs:
         """A dense draw."""
         return self.weight.rsample()
 
+    def moments(self) -> Moments:
+        """Means and variances over the noise."""
+        return self.weight.moments()
+
     def scale_input(self, input: Tensor, spatial: int) -> Tensor:
         """The input times a mask of each row's own."""
         return input * self.weight.noise.draw(per_example(input, spatial))

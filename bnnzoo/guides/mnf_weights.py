@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from bnnzoo._types import Distribution
+from bnnzoo.moments import Moments, NoMomentsError
 from bnnzoo.weights import FlatNormal, Layout, NormalBlock, NormalWeight, Sampling, ScalarNormal
 
 
@@ -138,6 +139,17 @@ class MultiplicativeWeight(NormalWeight):
     def as_independent(self) -> dist.Independent:
         """The same distribution, given (the first) z, in torch's own terms."""
         return dist.Normal(self.mean, self.scale).to_event(len(self.event_shape))
+
+    def moments(self) -> Moments:
+        """Refused: the flow's noise has no moments in closed form.
+
+        Raises:
+            NoMomentsError: Always.
+        """
+        raise NoMomentsError(
+            f"site {self.name!r} is a {type(self).__name__}: what a flow does to its weights has no mean and variance "
+            "in closed form (give it draws: objectives.ELBO, and no MomentNorm, or sampling='dense')"
+        )
 
     def scale_input(self, input: Tensor, spatial: int) -> Tensor:
         """The input times z, each row its own; the first z for all if the input's first dimension is not the batch."""

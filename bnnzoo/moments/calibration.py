@@ -140,18 +140,19 @@ def calibrate(
     uncalibrate(network)
     modules = dict(network.named_modules())
     factors: dict[str, Tensor] = {}
-    done: list[Moments] = []  # keeps them alive: they are known by their identity
+    done = _Known()
     with torch.no_grad(), options(approximation, fallback), located(network):
         draws = _draw(network, x, variance, num_samples, seed)
 
         def correct(name: str, module: nn.Module, output: Any) -> Any:
-            if not _takes_factor(output) or any(output is each for each in done):
+            if not _takes_factor(output) or output in done:
                 return None
             if f"{name}#2" in draws or name not in modules:  # called several times
                 return None
             factors[name] = _factor(draws[name], output.variance, per)
-            done.append(_scaled(output, factors[name]))
-            return done[-1]
+            output = _scaled(output, factors[name])
+            done.add(output)
+            return output
 
         with noise(network, True), watching(network, correct, containers=True):
             network(Moments(x, variance))
@@ -226,6 +227,20 @@ def _scaled(output: Moments, factor: Tensor) -> Moments:
     return Moments(output.loc, output.variance * factor.square())
 
 
+class _Known:
+    """Outputs that were met, as they were then: operations in place make others of them."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor | None]] = []
+
+    def add(self, value: Moments) -> None:
+        """Remember a value."""
+        self.parts.append((value.loc, value._variance))
+
+    def __contains__(self, value: Moments) -> bool:
+        return any(value.loc is loc and value._variance is variance for loc, variance in self.parts)
+
+
 class _Halves:
     """The variances of draws that come one by one: of every other draw, and of the rest."""
 
@@ -272,11 +287,11 @@ def _errors(
 ) -> dict[str, float]:
     """Geometric means of σ / σ*, of every layer: those that have factors, and others that make values of their own."""
     errors: dict[str, float] = {}
-    seen: list[Moments] = []
+    seen = _Known()
 
     def listen(name: str, module: nn.Module, output: Any) -> None:
-        if _takes_factor(output) and (name in factors or not any(output is each for each in seen)):
-            seen.append(output)
+        if _takes_factor(output) and (name in factors or output not in seen):
+            seen.add(output)
             errors[name] = 1 / _factor(draws[name], output.variance, "layer").item()
 
     with noise(network, True), watching(network, listen, containers=True):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bnnzoo.moments.errors import located
 from bnnzoo.moments.propagation import noise
+from bnnzoo.moments.table import spellings
 from bnnzoo.moments.value import Approximation, Fallback, Moments, options, substituted
 from bnnzoo.moments.watching import watching
 
@@ -39,21 +40,11 @@ _ADAPTIVE_POOLING: dict[Callable, int] = {
 }
 
 #: Affine operations that act on each element by itself, so that one pixel stands for all.
-_POINTWISE: set[Callable] = {F.batch_norm} | {
-    getattr(owner, name)
-    for owner in (torch, Tensor)
-    for plain in ("add", "sub", "mul", "div", "neg")
-    for name in (plain, f"{plain}_", f"__{plain}__", f"__r{plain}__", f"__i{plain}__")
-    if hasattr(owner, name)
+_POINTWISE: set[Callable] = {
+    *spellings("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "neg", "negative"),
+    *spellings("positive", "addcmul", "lerp"),
+    Tensor.__rsub__,
 }
-_POINTWISE |= {
-    getattr(owner, name)
-    for owner in (torch, Tensor)
-    for name in (
-        "subtract", "multiply", "divide", "true_divide", "rsub", "negative", "__truediv__", "__itruediv__", "__idiv__"
-    )
-    if hasattr(owner, name)
-}  # fmt: skip
 
 
 class ChannelMoments(Moments):
@@ -135,17 +126,16 @@ class ChannelMoments(Moments):
             mean = _at_pixel(func, x.pixel.loc, weight, bias, *rest, **kwargs)
             spread = _at_pixel(func, x.pixel.variance, weight.square(), None, *rest, **kwargs)
             return cls(mean, spread, _shape(func, args, kwargs))
-        if func in _POINTWISE:
+        if getattr(func, "func", func) in _POINTWISE:  # some of its arguments may be bound
             result = Moments.affine(func, variance, _pixels(args), _pixels(kwargs))
-            return cls(result.loc, result.variance, _shape(func, args, kwargs))
+            return cls(result.loc, result.variance, _broadcast(*args, *kwargs.values()))
         return substituted(cls._whole, Moments.affine(func, variance, args, kwargs))
 
     @classmethod
     def elementwise(cls, moments: Callable[..., tuple[Tensor, Tensor]], args: Any, kwargs: Any) -> Moments:
         """See `Moments.elementwise`."""
-        shapes = [value.shape for value in args if isinstance(value, Tensor)]
         result = Moments.elementwise(moments, _pixels(args), _pixels(kwargs))
-        return cls(result.loc, result.variance, torch.broadcast_shapes(*shapes))
+        return cls(result.loc, result.variance, _broadcast(*args, *kwargs.values()))
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,6 +170,11 @@ class ChannelMoments(Moments):
 
 def _pixels(arguments: Any) -> Any:
     return substituted(lambda value: value.pixel if isinstance(value, ChannelMoments) else value, arguments)
+
+
+def _broadcast(*values: Any) -> torch.Size:
+    """The shape of an elementwise result."""
+    return torch.broadcast_shapes(*(value.shape for value in values if isinstance(value, Tensor)))
 
 
 def _shape(func: Callable, args: Any, kwargs: Any) -> torch.Size:

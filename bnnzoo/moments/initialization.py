@@ -29,11 +29,11 @@ def initialize(
 ) -> dict[str, Moments]:
     """Rescale a network's weights in place so that every layer's channels have mean 0 and variance 1 over a data set.
 
-    Goes through the network once (Shekhovtsov & Flach 2018, section 4, "analytic normalization"): the statistics of a
-    linear layer's or convolution's outputs are propagated as `statistics` does, its weights divided by their standard
-    deviations, its biases shifted to their means, and the next layer's statistics are those after that. A layer without
-    bias is only scaled, and so are channels of variance 0 only shifted. A layer that is called several times, or whose
-    weight is another layer's too, is rescaled at the first call.
+    Goes through the network layer by layer (Shekhovtsov & Flach 2018, section 4, "analytic normalization"): the
+    statistics of a linear layer's or convolution's outputs are propagated as `statistics` does, its weights divided by
+    their standard deviations, its biases shifted by their means, and the next layer's statistics are those after that.
+    A layer without bias is only scaled, channels of variance 0 are only shifted. A layer that is called several times,
+    or whose weight is another layer's too, is rescaled at the first call.
 
     What is random about the weights stays: their values before, drawn by the layers' own `reset_parameters`. To begin
     anew, reset and initialize again. For a `BayesianNetwork`, initialize the network before it is built: its guides
@@ -75,42 +75,41 @@ def initialize(
         skipped |= matched
     before: dict[str, Moments] = {}
     done: set[int] = set()
+    found: list[str] = []
 
-    def listen(name: str, module: nn.Module, output: Any) -> Any:
-        if name not in layers - skipped or id(module.weight) in done or not isinstance(output, ChannelMoments):
-            return None
+    def listen(name: str, module: nn.Module, output: Any) -> None:
+        if found or name not in layers - skipped or id(module.weight) in done or not isinstance(output, ChannelMoments):
+            return
+        found.append(name)
         done.add(id(module.weight))
         before[name] = output.by_channel(channel_dim(module))
-        shift, scale = _rescale(module, before[name])
-        shape = [1] * output.dim()
-        shape[channel_dim(module)] = -1
-        pixel = output.pixel
-        shift, scale = shift.view(shape), scale.view(shape)
-        return ChannelMoments((pixel.loc - shift) / scale, pixel.variance / scale.square(), output.shape)
+        _rescale(module, before[name])
 
     x = pixel_of(network, mean, variance, size)
+    # one layer a pass: whatever depends on it, the statistics of a MomentNorm too, is as it is after that
     with (
         torch.no_grad(),
         options(approximation, fallback),
         noise(network, True),
         located(network),
-        watching(network, listen),
+        watching(network, listen, containers=True),
     ):
         network(x)
+        while found:
+            found.clear()
+            network(x)
     return before
 
 
-def _rescale(module: nn.Module, moments: Moments) -> tuple[Tensor, Tensor]:
-    """Make a layer's outputs standard in place; the shift and the scale that did it, [C]."""
+def _rescale(module: nn.Module, moments: Moments) -> None:
+    """Make a layer's outputs standard in place."""
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None:
         raise ValueError(f"the weight of a {type(module).__name__} is no parameter of its own: it is reparametrized")
     scale = torch.where(moments.variance > 0, moments.variance, 1.0).sqrt()
     weight.div_(_by_output(module, scale, weight))
-    if bias is None:
-        return torch.zeros_like(moments.loc), scale
-    bias.sub_(moments.loc).div_(scale)
-    return moments.loc, scale
+    if bias is not None:
+        bias.sub_(moments.loc).div_(scale)
 
 
 def _by_output(module: nn.Module, scale: Tensor, weight: Tensor) -> Tensor:

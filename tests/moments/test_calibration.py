@@ -201,13 +201,24 @@ def test_a_layer_called_twice_has_no_factor_and_its_block_has():
     network = nn.Sequential(nn.Linear(3, 8), Block(), nn.Flatten(), nn.Linear(8, 8))
     x = torch.randn(300, 3)
     calibration = calibrate(network, x[:150], 0.2, check=x[150:])
-    assert list(calibration.factors) == ["0", "1.first", "1.second", "1", "2", "3"]
+    assert list(calibration.factors) == ["0", "1.first", "1.second", "1", "3"]  # flattening does nothing here
     rows = {row.layer: row for row in calibration.layers}
     assert rows["1.act"].factor is None
     # and it is right after the block
     truth = propagate(network[:2], x[150:], 0.2, mode="sample", num_samples=1000)
     ratio = (propagate(network[:2], x[150:], 0.2).scale / truth.scale)[truth.variance > 0]
     assert ratio[ratio > 0].log().mean().exp().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_activations_in_place_have_factors_of_their_own():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(0.1), nn.Linear(8, 8))
+    x = torch.randn(100, 3)
+    found = calibrate(network, x, 0.2)
+    network[1].inplace = False
+    expected = calibrate(network, x, 0.2)
+    assert list(found.factors) == ["0", "1", "2", "3"]
+    assert found.factors == pytest.approx(expected.factors, rel=1e-4)
 
 
 class Functional(nn.Module):
