@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ def softmax(x: Moments, dim: int, kind: Softmax | None = None) -> Moments:
     Returns:
         Moments of the shape of x.
     """
-    logits = x.movedim(dim, -1)
+    logits: Any = x.movedim(dim, -1)
     mean, variance = logits.loc, logits.variance
     chosen = current().softmax if kind is None else kind
     squares = None
@@ -168,7 +168,7 @@ def log_of_softmax(x: Moments, dim: int, kind: Softmax | None = None) -> Moments
     Returns:
         Moments of the shape of x.
     """
-    logits = x.movedim(dim, -1)
+    logits: Any = x.movedim(dim, -1)
     log_q = log_softmax(logits.loc, logits.variance, -1, current().softmax if kind is None else kind)
     q = log_q.exp()
     slopes = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device) - q.unsqueeze(-2)
@@ -178,14 +178,14 @@ def log_of_softmax(x: Moments, dim: int, kind: Softmax | None = None) -> Moments
 _TINY = 1e-20
 
 
-def _linearized(x: Moments, mean: Tensor, slopes: Tensor) -> Moments:
+def _linearized(x: Any, mean: Tensor, slopes: Tensor) -> Any:
     """`mean + slopes (x - E x)`: one operation on moments, so that it serves all ways to propagate."""
-    change = torch.matmul(slopes, (x - x.loc).unsqueeze(-1)).squeeze(-1)
+    change: Any = torch.matmul(slopes, (x - x.loc).unsqueeze(-1)).squeeze(-1)
     return change + mean
 
 
 def _rule(
-    op: Callable, name: str, input: Moments, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+    op: Callable, name: str, input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Moments:
     """The rule of torch's functions.
 
@@ -200,7 +200,7 @@ def _rule(
     if isinstance(_stacklevel, torch.dtype):  # torch.softmax(x, dim, dtype)
         dtype, _stacklevel = _stacklevel, 3
     if dim is None:
-        dim = F._get_softmax_dim(name, input.dim(), _stacklevel)
+        dim = cast(Any, F)._get_softmax_dim(name, input.dim(), _stacklevel)
     return op(input if dtype is None else input.to(dtype), dim)
 
 
