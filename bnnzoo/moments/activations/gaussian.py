@@ -18,6 +18,7 @@ LEAST_VARIANCE = 1e-16
 REACH = 8.0
 
 _INVERSE_ROOT = 1 / math.sqrt(2 * math.pi)
+# a hair above φ(REACH), which rounds
 _LEAST_DENSITY = 1.01 * math.exp(-(REACH**2) / 2) * _INVERSE_ROOT
 _CENTER = 3.0  # of the variable of the tail's polynomial
 _OFFSET = 1.35  # tail(t) (t + 1.35)³ is nearly constant: its polynomial has small coefficients, which round little
@@ -53,11 +54,11 @@ def tail(t: Tensor) -> Tensor:
 @lru_cache
 def _coefficients(precise: bool) -> list[float]:
     """Of the polynomial `tail(t) (t + 1.35)³`, highest power first: Chebyshev interpolation of the formula."""
-    series = np.polynomial.chebyshev.chebinterpolate(_scaled_tail, 20 if precise else 12)
+    series: np.ndarray = np.polynomial.chebyshev.chebinterpolate(_scaled_tail, 20 if precise else 12)
     return [float(each) for each in np.polynomial.chebyshev.cheb2poly(series)[::-1]]
 
 
-def _scaled_tail(y: np.ndarray) -> np.ndarray:
+def _scaled_tail(y: Any) -> Any:
     t = _CENTER * (1 + y) / (1 - y)
     mills = math.sqrt(math.pi / 2) * torch.special.erfcx(torch.from_numpy(t / math.sqrt(2))).numpy()
     # far out the formula cancels: its asymptotic series
@@ -68,6 +69,17 @@ def _scaled_tail(y: np.ndarray) -> np.ndarray:
     return np.where(t < 14, (1 + t**2) * mills - t, far) * (t + _OFFSET) ** 3
 
 
+def _tails(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`φ(t)`, `Φ(-t)`, `E[z - t; z > t]` and `tail(t)` for t in [0, `REACH`], where the first three become 0."""
+    # Few temporaries: their memory costs more than the arithmetic.
+    second = tail(t)
+    square = t.square()
+    phi = torch.threshold_((square * -0.5).exp_().mul_(_INVERSE_ROOT), _LEAST_DENSITY, 0.0)
+    share = square.add_(1).reciprocal_().mul_(phi)
+    outside = torch.add(t, second).mul_(share)
+    return phi, outside, t.mul(second).neg_().add_(1).mul_(share), second
+
+
 class _Kink(torch.autograd.Function):
     """Moments of `max(0, x)` in closed form, with closed derivatives; see `kink`."""
 
@@ -75,17 +87,9 @@ class _Kink(torch.autograd.Function):
 
     @staticmethod
     def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Few temporaries: their memory costs more than the arithmetic.
         inverse = variance.clamp_min(LEAST_VARIANCE).rsqrt_()
         a = mean * inverse
-        t = a.abs().clamp_max_(REACH)
-        second = tail(t)
-        square = t.square()
-        # 0 from REACH on; a hair above φ(REACH), which rounds
-        phi = torch.threshold_((square * -0.5).exp_().mul_(_INVERSE_ROOT), _LEAST_DENSITY, 0.0)
-        share = square.add_(1).reciprocal_().mul_(phi)
-        outside = torch.add(t, second).mul_(share)  # Φ(-t)
-        first = t.mul_(second).neg_().add_(1).mul_(share)  # E[z - t; z > t]
+        phi, outside, first, second = _tails(a.abs().clamp_max_(REACH))
         ratio = second.mul_(phi)
         ratio = ratio.sub_(first.square())
         # Φ(a) - Φ(-t), which is 0 below
@@ -144,18 +148,39 @@ def kink(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         mean: Means μ.
         variance: Variances σ² ≥ 0, broadcastable with the means.
     """
-    return _Kink.apply(mean, variance)
-
-
-def log_tail(t: Tensor) -> Tensor:
-    """Of `Φ(-t)`, for all t: the logarithm."""
-    beyond = t.clamp_min(0.0)
-    mills = (beyond + tail(beyond)) / (1 + beyond.square())
-    far = -0.5 * beyond.square() + (mills * _INVERSE_ROOT).log()
-    return torch.where(t > 0, far, torch.log1p(-0.5 * torch.erfc(-t.clamp(max=0.0) / math.sqrt(2))))
+    return _Kink.apply(*torch.broadcast_tensors(mean, variance))
 
 
 def sides(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities that x > 0 and that x < 0, each accurate where it is small; both 0 where x is 0 for certain."""
     random = ((mean != 0) | (variance > 0)).to(mean.dtype)
     return kink(mean, variance)[2] * random, kink(-mean, variance)[2] * random
+
+
+class _Beyond(torch.autograd.Function):
+    """`φ(t)`, `Φ(-t)`, `E[z - t; z > t]` and `E[(z - t)²; z > t]` for t ≥ 0; each is the next one's derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        phi, outside, first, second = _tails(t.clamp(max=REACH))
+        return phi, outside, first, second.mul_(phi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(inputs[0], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        t, phi, outside, first, _ = ctx.saved_tensors
+        # t beyond the reach, which may be huge, meets φ = 0
+        return -(grads[0] * t.clamp(max=REACH) * phi + grads[1] * phi + grads[2] * outside + 2 * grads[3] * first)
+
+
+def beyond(t: Tensor, degree: int) -> list[Tensor]:
+    """`E[(z - t)ⁿ; z > t]` of a standard Gaussian z for n = 0 ... degree, t ≥ 0; 0 from t = 8 on."""
+    moments = list(_Beyond.apply(t)[1:])
+    for n in range(3, degree + 1):
+        moments.append((n - 1) * moments[n - 2] - t.clamp(max=REACH) * moments[n - 1])
+    return moments[: degree + 1]
