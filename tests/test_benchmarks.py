@@ -17,8 +17,17 @@ from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load,
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
-DRAWING += ("logistic_units", "analytic_dropout", "stability")
-TABULATING = ("step_time", "predict_time", "conjugate", "uci", "particles", "matrix", "moments_time")
+DRAWING += ("logistic_units", "analytic_dropout", "stability", "uci_moments", "normalization")
+TABULATING = (
+    "step_time",
+    "predict_time",
+    "conjugate",
+    "uci",
+    "particles",
+    "matrix",
+    "moments_time",
+    "moment_covariance",
+)
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -53,9 +62,11 @@ def test_smoke(name, tmp_path):
         ("particles", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         ("uci_alpha", ["--steps", "0"], "--steps must be at least 1, got 0"),
         ("uci_alpha", ["--methods", "nuts", "--figure", "x.png"], "--methods leaves out"),
+        ("uci_moments", ["--steps", "0"], "--steps must be at least 1, got 0"),
         ("analytic_dropout", ["--rates", "1"], "--rates must be between 0 and 1, got [1.0]"),
         ("stability", ["--hidden", "0"], "--hidden must be at least 1, got 0"),
         ("moments_time", ["--draws", "0"], "--draws must be at least 1, got 0"),
+        ("moment_covariance", ["--images", "0"], "--images must be at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused(name, arguments, message):
