@@ -310,13 +310,17 @@ def _restored(cls: type[Moments], mean: Tensor, variance: Tensor | None, state: 
     return value
 
 
+#: What the arguments of functions are nested in; a tuple is much faster to ask for than a union of types.
+_NESTED = (tuple, list, dict)
+
+
 def substituted(fn: Callable[[Any], Any], value: Any) -> Any:
     """A function's arguments with a function applied to each, within lists, tuples and dicts too."""
-    if isinstance(value, tuple | list):
-        return type(value)([substituted(fn, each) for each in value])
+    if not isinstance(value, _NESTED):
+        return fn(value)
     if isinstance(value, dict):
-        return {name: substituted(fn, each) for name, each in value.items()}
-    return fn(value)
+        return {name: substituted(fn, each) for name, each in value.items()} if value else value
+    return type(value)([substituted(fn, each) if isinstance(each, _NESTED) else fn(each) for each in value])
 
 
 def in_place(func: Callable, args: Any, kwargs: Any) -> Any:
@@ -334,7 +338,7 @@ def mean_of(value: Any) -> Any:
 def variance_of(value: Any) -> Any:
     """The variance of a value that has moments; zeros for any other tensor, other values as they are."""
     if isinstance(value, Moments):
-        return value.variance if value.is_floating_point() else value.loc  # indices stay
+        return value.variance if value.loc.is_floating_point() else value.loc  # indices stay
     return torch.zeros_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -363,10 +367,8 @@ def random_values(*arguments: Any) -> list[Moments]:
     for value in arguments:
         if isinstance(value, Moments):
             found.append(value)
-        elif isinstance(value, tuple | list):
-            found += random_values(*value)
-        elif isinstance(value, dict):
-            found += random_values(*value.values())
+        elif isinstance(value, _NESTED) and value:
+            found += random_values(*(value.values() if isinstance(value, dict) else value))
     return found
 
 
