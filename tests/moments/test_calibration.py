@@ -12,7 +12,7 @@ from torch import nn
 
 from bnnzoo import BayesianNetwork, likelihoods
 from bnnzoo.moments import Moments, calibrate, load_calibration, per_layer, propagate, uncalibrate
-from bnnzoo.moments.calibration import FACTOR, NOISE, log_ratio
+from bnnzoo.moments.calibration import FACTOR, NOISE, _Halves, log_ratio
 from bnnzoo.moments.propagation import noise
 
 COMPARISONS = 60
@@ -75,6 +75,15 @@ def test_elements_without_variance_count_for_nothing():
     assert log_ratio(*padded, zeros).item() == pytest.approx(expected.item(), abs=0.02)
     assert log_ratio(one, other, torch.zeros(500)) == 0
     assert log_ratio(torch.zeros(500), torch.zeros(500), variance) == 0
+
+
+def test_halves_of_the_draws_are_unbiased_and_apart():
+    draws, halves = 1000 + torch.randn(10, 4), _Halves()
+    for draw in draws:
+        halves.add(draw)
+    torch.testing.assert_close(
+        halves.variances(), torch.stack([draws[::2].var(0), draws[1::2].var(0)]), rtol=1e-3, atol=0
+    )
 
 
 def test_factors_of_a_linear_chain_are_the_exact_ratios():
