@@ -1,4 +1,4 @@
-"""Dropout of all kinds: multiplication by independent noise of mean 1."""
+"""Dropout of all kinds, multiplication by independent noise of mean 1; and noise that a network draws itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bnnzoo.moments.table import rule, spellings
+from bnnzoo.moments.table import RANDOM, rule, spellings
 from bnnzoo.moments.value import Moments
 
 #: Minus the value that alpha dropout puts in place of what it drops: λα of the SELU (Klambauer et al. 2017).
@@ -51,6 +51,28 @@ def _alpha_dropout(input: Moments, p: float = 0.5, training: bool = False) -> An
 @rule(F.feature_alpha_dropout, *spellings("feature_alpha_dropout"), random=True)
 def _feature_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False) -> Any:
     return _saturated(input, p, _channels(input, batched=True)) if training else input
+
+
+@rule(torch.randn_like, random=True)
+def _standard_normal(input: Moments, **_: Any) -> Moments:
+    """Noise of mean 0 and variance 1."""
+    return type(input)(torch.zeros_like(input.loc)).plus_noise(torch.ones_like(input.loc))
+
+
+@rule(torch.rand_like, random=True)
+def _uniform(input: Moments, **_: Any) -> Moments:
+    """Noise between 0 and 1."""
+    return type(input)(torch.full_like(input.loc, 0.5)).plus_noise(torch.full_like(input.loc, 1 / 12))
+
+
+@rule(*spellings("bernoulli"), random=True)
+def _bernoulli(input: Moments, **_: Any) -> Moments:
+    """0 or 1, of the probability μ of 1 in all, whatever the variance of the probability: variance μ(1 - μ)."""
+    return input.plus_noise((input.loc * (1 - input.loc) - input.variance).clamp_min(0.0))
+
+
+# They would draw where their arguments are certain.
+RANDOM.update(spellings("normal", "poisson", "multinomial", "gumbel_softmax"))
 
 
 def _dropped(input: Moments, p: float, shape: Sequence[int] | None) -> Any:

@@ -31,8 +31,6 @@ PLAIN: set[Callable] = {
     torch.ones_like,
     torch.full_like,
     torch.empty_like,
-    torch.rand_like,
-    torch.randn_like,
     Tensor.new_zeros,
     Tensor.new_ones,
     Tensor.new_full,

@@ -290,6 +290,22 @@ def test_dropout_is_active_in_training_only(name):
             assert found.variance.eq(0.5 * expected).all()
 
 
+def test_noise_that_a_network_draws_itself():
+    x = random_tensor(3, 2)
+    for value in (x, Moments(x.loc)):
+        torch.testing.assert_close((value + 2 * torch.randn_like(value)).variance, value.variance + 4)
+        noisy = value + torch.rand_like(value)
+        torch.testing.assert_close(noisy.loc, x.loc + 0.5)
+        torch.testing.assert_close(noisy.variance, value.variance + 1 / 12)
+    p = Moments(torch.tensor([0.2, 0.5, 1.0]), torch.tensor([0.01, 0.25, 0.0]))
+    for value in (p, Moments(p.loc)):
+        drawn = torch.bernoulli(value)
+        torch.testing.assert_close(drawn.loc, p.loc)
+        torch.testing.assert_close(drawn.variance, p.loc * (1 - p.loc))
+    with pytest.raises(NoRuleError, match=r"no rule for the operation .*poisson"):
+        torch.poisson(Moments(torch.ones(3)))
+
+
 # Normalization
 
 
