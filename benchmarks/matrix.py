@@ -28,6 +28,7 @@ GUIDES: dict[str, Callable[[BayesianNetwork], nn.Module]] = {
     "`MeanField`, local": guides.MeanField,
     "`MeanField`, dense": partial(guides.MeanField, sampling="dense"),
     "`MeanField`, flipout": partial(guides.MeanField, sampling="flipout"),
+    "`MomentPropagation`": guides.MomentPropagation,
     "`LowRank`": partial(guides.LowRank, rank=2),
     "`MNF`, masked": _mnf,
     "`MNF`, realnvp": partial(_mnf, flow="realnvp"),
@@ -47,6 +48,7 @@ OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
     "`BBAlpha(0.5, exact=True)`": partial(objectives.BBAlpha, 0.5, exact=True),
     "`Renyi(0.5)`": partial(objectives.Renyi, 0.5),
     "`ImportanceWeighted()`": objectives.ImportanceWeighted,
+    "`MomentELBO()`": lambda particles: objectives.MomentELBO(),  # it has none
 }
 
 PARTICLES = 4
@@ -56,12 +58,17 @@ CODES = {
     "yes": "trains.",
     "as ELBO": "trains, but the guide is a point in training: all particles are alike, and the value is the ELBO's.",
     "no density": "an error: draws are weighed by p / q, and what the guide trains has no density q of the weights.",
+    "no moments": "an error: the guide's weights have no mean and variance of their own to propagate.",
     "one draw": "an error: the draw is the batch itself, one for all particles; this would be the ELBO at K times the "
     "price.",
 }
 
 #: Parts of error messages, and what a cell says for them.
-REASONS = {"has no density of the weights": "no density", "is the batch itself": "one draw"}
+REASONS = {
+    "has no density of the weights": "no density",
+    "is the batch itself": "one draw",
+    "mean and variance to propagate": "no moments",
+}
 
 
 @dataclass(frozen=True)

@@ -213,17 +213,17 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     sets = list(dict.fromkeys(result["set"] for result in results))
     figure = Figure(figsize=(3.6 * len(sets) + 0.4, 3.2), layout="constrained")
     for ax, name in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
-        lowest, ends = math.inf, []
+        lowest, highest, ends = math.inf, -math.inf, []
         for objective, color in COLORS.items():
             curves = np.array([r["curve"] for r in results if (r["set"], r["objective"]) == (name, objective)])
             for curve in curves:
                 ax.plot(*curve.T, color=color, linewidth=0.7, alpha=0.35)
             mean = curves.mean(0)
             ax.plot(*mean.T, color=color, linewidth=2.0, label=objective)
-            lowest = min(lowest, curves[..., 1].min())
+            lowest, highest = min(lowest, curves[..., 1].min()), max(highest, curves[..., 1].max())
             ends.append(mean[-1, 1])
         ax.axhline(ends[0], color=GRAY, linewidth=0.8, linestyle=":")
-        ax.set_ylim(lowest - 0.1, max(ends) + 1.2)
+        ax.set_ylim(lowest - 0.05, min(highest + 0.05, max(ends) + 1.2))
         ax.set_title(name, fontsize=10)
         ax.set_xlabel("processor time of training, s")
         ax.spines[["top", "right"]].set_visible(False)

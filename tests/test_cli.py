@@ -374,7 +374,10 @@ def test_large_data_get_no_more_steps_than_the_entry_s_own(here, tmp_path):
         (["--objective", "bb-alpha:half"], r"--objective: 'half' is no number"),
         (["--objective", "bb-alpha:nan"], r"--objective: alpha must be a finite number, not nan"),
         (["--objective", "bb-alpha", "--alpha", "-inf"], r"--alpha: alpha must be a finite number, not -inf"),
-        (["--alpha", "0.5"], r"--alpha: objective ELBO takes no alpha; bb-alpha, bb-alpha-exact, renyi do"),
+        (
+            ["--alpha", "0.5"],
+            r"--alpha: objective ELBO takes no alpha; bb-alpha, bb-alpha-exact, renyi, moment-elbo do",
+        ),
         (
             ["--objective", "iw", "--alpha", "0.5"],
             r"--alpha: objective iw takes no alpha; bb-alpha, bb-alpha-exact, renyi",

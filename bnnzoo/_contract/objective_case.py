@@ -35,6 +35,7 @@ class ObjectiveCase:
         elbo: Whether with one particle it estimates the ELBO (tempered by `kl_weight`) on any minibatch: equal means of
             losses and gradients, and for a point of a guide, `guides.Map`, equal losses with any number of particles.
         points: Whether it is defined for `guides.Map`; if not, it must raise a ValueError that says why.
+        draws: Whether it draws weights; if not, `make` is called with `kl_weight` alone, and seeds change nothing.
         additive: Whether it is a sum over data and a term for the weights: the losses of equal minibatches that make up
             the data average to the loss on all, in the mean over draws.
         steps: Optimizer steps after which it must have fallen, ≥ 1.
@@ -49,6 +50,7 @@ class ObjectiveCase:
     guides: Sequence[Callable[[BayesianNetwork], nn.Module]] = _GUIDES
     elbo: bool = True
     points: bool = True
+    draws: bool = True
     additive: bool = True
     steps: int = 10
     lr: float = 0.05
@@ -59,7 +61,8 @@ class ObjectiveCase:
 
     def objective(self, particles: int, kl_weight: float | Callable[[float], float] = 1.0) -> Objective:
         """A new objective."""
-        return self.make(num_particles=particles, kl_weight=kl_weight)
+        drawn = {"num_particles": particles} if self.draws else {}
+        return self.make(**drawn, kl_weight=kl_weight)
 
 
 Guided = Callable[[ObjectiveCase, Problem, GuideCase], None]

@@ -40,6 +40,9 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that [b
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)]
 
 
+METHOD_HELP = "How to predict: by draws, or by moments (mean and variance through the network, nothing drawn)"
+
+
 def _examples(*lines: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"$ {line}" for line in lines)
 
@@ -73,6 +76,7 @@ def _main(
         "bnnzoo fit --data digits --prior laplace:0.5 --sampling flipout",
         "bnnzoo fit --data yacht --guide nuts --hidden 10",
         "bnnzoo fit --guide dropout:0.1 --objective bb-alpha --alpha 0.5 --particles 10",
+        "bnnzoo fit --guide moment-propagation --data concrete",
         "bnnzoo fit --entry mean-field/lenet-mnist --epochs 10",
     )
 )
@@ -125,7 +129,7 @@ def fit(
         ),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="The objective's α, of bb-alpha and renyi.", rich_help_panel=MODEL)
+        float | None, typer.Option(help="The objective's α, of bb-alpha, renyi and moment-elbo.", rich_help_panel=MODEL)
     ] = None,
     particles: Annotated[
         int | None, typer.Option(min=1, help="The objective's draws of the weights a step.", rich_help_panel=MODEL)
@@ -183,6 +187,9 @@ def fit(
     ] = None,
     seed: Seed = 0,
     samples: Samples = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"{METHOD_HELP}; default the guide's own.", rich_help_panel=OUTPUT)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default runs/DATA-GUIDE.", rich_help_panel=OUTPUT)
     ] = None,
@@ -213,6 +220,7 @@ def score(
     csv: Annotated[Path | None, typer.Option(help="A CSV file with the run's columns, the target too.")] = None,
     target: Annotated[str | None, typer.Option(help="The CSV file's target column; default the run's.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Posterior draws a chain; default as in the fit.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"{METHOD_HELP}; default as in the fit.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes the draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the scores to this JSON file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -222,7 +230,8 @@ def score(
     rows, words = runs.read_scored(found, data, csv, target)
     if out is not None:
         _check_file(out)
-    prediction = found.posterior.predict(rows.x, num_samples=samples or found.samples, seed=seed)
+    by = runs.method_of(found, method, samples)
+    prediction = runs.predict(found.posterior, rows.x, by, samples or found.samples, seed)
     with checking("--csv" if csv else "--data"):
         scores = score_table(prediction, rows.y, seed=seed)
     console = _console(quiet)
@@ -246,6 +255,7 @@ def predict(
     ),
     level: Annotated[float, typer.Option(help="Probability of the intervals, between 0 and 1.")] = 0.95,
     samples: Annotated[int | None, typer.Option(min=1, help="Posterior draws a chain; default as in the fit.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"{METHOD_HELP}; default as in the fit.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes the draws.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -261,7 +271,8 @@ def predict(
     found = runs.open_run(run)
     frame, x = runs.read_inputs(found, csv)
     _check_file(out, overwrite)
-    prediction = found.posterior.predict(x, num_samples=samples or found.samples, seed=seed)
+    by = runs.method_of(found, method, samples)
+    prediction = runs.predict(found.posterior, x, by, samples or found.samples, seed)
     table = runs.predictions_table(found, prediction, level, seed)
     table.index = frame.index
     runs.write_text(out, table.to_csv(index=False))

@@ -54,7 +54,7 @@ def run(plan: Plan, console: Console, progress: bool | None = None) -> None:
         posterior = train(plan, progress)
     seconds = time.perf_counter() - started
     test = plan.split.test
-    prediction = posterior.predict(test.x, num_samples=plan.samples, seed=plan.seed)
+    prediction = runs.predict(posterior, test.x, plan.method, plan.samples, plan.seed)
     scores = {plan.guide: score_table(prediction, test.y, seed=plan.seed)}
     for name, baseline in reversed(baseline_models.predict(plan.split, seed=plan.seed).items()):
         scores[name] = score_table(baseline, test.y, seed=plan.seed)
@@ -132,7 +132,7 @@ def write(
     written[out / runs.POSTERIOR] = "the posterior: bnnzoo.load(path), or bnnzoo score, predict, export"
     record = {
         "bnnzoo": bnnzoo.__version__,
-        "run": runs.record(plan.source, plan.split.train, plan.samples),
+        "run": runs.record(plan.source, plan.split.train, plan.samples, plan.method),
         "scores": {name: runs.plain_scores(table) for name, table in scores.items()},
         "loss": [float(chain[-1]) for chain in posterior.history.get("loss", ())],
         "seconds": seconds,

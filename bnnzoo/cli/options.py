@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pyro.distributions import Distribution
@@ -20,6 +20,7 @@ from bnnzoo import data, guides, objectives, priors
 from bnnzoo.data.messages import closest
 from bnnzoo.models import entry
 from bnnzoo.models.catalogue import NOISE
+from bnnzoo.prediction import Method
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ GUIDES: dict[str, Choice] = {
         "independent Gaussians, one a weight; mean-field:INITIAL_SCALE",
         takes={"init_scale": Number()},
     ),
+    "moment-propagation": Choice(
+        guides.MomentPropagation,
+        "the same, trained and predicting by mean and variance, without draws; moment-propagation:INITIAL_SCALE",
+        takes={"init_scale": Number()},
+    ),
     "low-rank": Choice(
         guides.LowRank, "a Gaussian of low rank plus diagonal; low-rank:RANK", takes={"rank": Number(whole=True)}
     ),
@@ -137,6 +143,9 @@ GUIDES: dict[str, Choice] = {
     ),
     "map": Choice(guides.Map, "one point, the mode of the posterior; with --chains 10 a deep ensemble"),
 }
+
+METHODS: tuple[str, ...] = get_args(Method)
+"""How predictions are made."""
 
 NUTS = "nuts"
 """The one name of `--guide` that is no guide: the posterior is sampled."""
@@ -170,6 +179,12 @@ OBJECTIVES: dict[str, Choice] = {
         objectives.ImportanceWeighted,
         "the importance-weighted bound, renyi with α = 0; iw:PARTICLES, default 10",
         takes=_PARTICLES,
+    ),
+    "moment-elbo": Choice(
+        objectives.MomentELBO,
+        "elbo (α = 0) or bb-alpha by mean and variance of the network's outputs, without draws, for guides that have "
+        "them; moment-elbo:ALPHA, default 0",
+        takes={"alpha": Number(positive=False)},
     ),
 }
 

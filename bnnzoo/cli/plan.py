@@ -14,12 +14,15 @@ from typing import Any, cast
 
 from bnnzoo import data, guides, priors
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
+from bnnzoo.chains import initial_state
 from bnnzoo.cli import options as parsing
 from bnnzoo.cli.options import bad, checking, known, known_data
 from bnnzoo.data import Dataset, Split
 from bnnzoo.models import catalogue
 from bnnzoo.models.catalogue import NOISE
 from bnnzoo.models.entry import Built, Entry, gaussian, mlp
+from bnnzoo.objectives import ELBO, MomentELBO
+from bnnzoo.posterior import Posterior
 from bnnzoo.training_data import training_tensors
 from bnnzoo.weights import SAMPLINGS
 
@@ -59,6 +62,7 @@ class FitOptions:
     adversarial: float | None = None
     warmup: int | None = None
     samples: int | None = None
+    method: str | None = None
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
@@ -106,6 +110,7 @@ class Plan:
         split: The data.
         built: Model, guide, objective and training settings.
         samples: Draws a chain for predictions.
+        method: How to predict: `"draws"` or `"moments"`.
         seed: The run's seed.
         out: The folder for the results; not made yet.
         given: The options given, for the record.
@@ -118,6 +123,7 @@ class Plan:
     split: Split
     built: Built
     samples: int
+    method: str
     seed: int
     out: Path
     given: Mapping[str, Any]
@@ -156,9 +162,10 @@ def resolve(options: FitOptions) -> Plan:
     with checking(None), seeded(options.seed, "cpu"):
         built = entry.build(split)
     _try_loss(options, built, split.train)
+    method = _method(options, built, split.train)
     out, note = _folder(options, f"{dataset.name}-{guide}")
     given = {name: str(value) for name, value in vars(options).items() if value is not None}
-    return Plan(entry, guide, source, split, built, _samples(options, entry), options.seed, out, given, note)
+    return Plan(entry, guide, source, split, built, _samples(options, entry), method, options.seed, out, given, note)
 
 
 def _check_names(options: FitOptions) -> None:
@@ -275,7 +282,7 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
             changes["guide"] = make = partial(make, from_dropout_layers=False)
     if options.sampling is not None:
         known("--sampling", options.sampling, dict.fromkeys(SAMPLINGS))
-        kind: Any = getattr(make, "func", make)
+        kind = _kind_of(make)
         if kind not in (guides.MeanField, guides.MNF):
             given = f"{kind.__name__} of this entry" if options.guide is None and kind is not None else guide
             raise bad("--sampling", f"guide {given} draws no pre-activations: it belongs to mean-field and mnf")
@@ -290,6 +297,8 @@ def _guide_changes(options: FitOptions, entry: Entry, guide: str, train: Dataset
 def _objective_changes(options: FitOptions, entry: Entry) -> dict[str, Any]:
     """The fields that say what is minimized: numbers follow the objective's name, or have options of their own."""
     make: Any = entry.objective
+    if make is ELBO and _kind_of(entry.guide) is guides.MomentPropagation:
+        make = MomentELBO  # its own
     name, after_colon = getattr(make, "func", make).__name__, {}
     if options.objective is not None:
         chosen = parsing.parse("--objective", options.objective, parsing.OBJECTIVES)
@@ -326,6 +335,28 @@ def _try_loss(options: FitOptions, built: Built, train: Dataset) -> None:
     given = [name for name in ("objective", "guide", "prior") if getattr(options, name) is not None]
     with checking(f"--{given[0]}" if given else None), seeded(options.seed, "cpu"), pyro_settings(pair):
         built.objective.loss(pair.model, pair.guide, x, y, size=len(train))
+
+
+def _kind_of(make: Any) -> Any:
+    """The class of what an entry's `guide` builds."""
+    return getattr(make, "func", make)
+
+
+def _method(options: FitOptions, built: Built, train: Dataset) -> str:
+    """How to predict, tried on two rows where it is by moments."""
+    if options.method is not None:
+        known("--method", options.method, dict.fromkeys(parsing.METHODS))
+        if options.method == "moments" and options.samples is not None:
+            raise bad("--samples", "means nothing with --method moments, which draws nothing")
+    chosen = options.method or ("draws" if options.samples else getattr(built.guide, "prediction", "draws"))
+    if chosen == "moments":
+        if built.guide is None:
+            raise bad("--method", "a posterior that is sampled by NUTS predicts by draws")
+        x, y = training_tensors(built.bnn, train.subset(range(2)), train.standardization)
+        pair = Pair(built.bnn, built.guide).copy()
+        with checking("--method"), seeded(options.seed, "cpu"), pyro_settings(pair):
+            Posterior(pair, *initial_state(pair, 1, options.seed, x, y)).predict(x, method="moments")
+    return chosen
 
 
 def _learns_noise(entry: Entry, train: Dataset) -> bool:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import bnnzoo
 from bnnzoo import data
-from bnnzoo.cli.options import bad, checking, known_data
+from bnnzoo.cli.options import METHODS, bad, checking, known, known_data
 from bnnzoo.cli.plan import Source
 from bnnzoo.data import Dataset
 from bnnzoo.data.convert import features
@@ -42,7 +42,8 @@ class Run:
         source: Where its data came from.
         name: The data's name.
         task: `"regression"`, `"classification"` or `"counts"`.
-        samples: Draws a chain that its scores were made with.
+        samples: Draws a chain that its scores were made with, if they were made with draws.
+        method: How its scores' predictions were made, `"draws"` or `"moments"`.
         feature_names: Names of the input columns, or None.
         target_name: Name of the target, or None.
         class_names: Names of the classes, or None.
@@ -55,6 +56,7 @@ class Run:
     name: str
     task: str
     samples: int
+    method: str
     feature_names: tuple[str, ...] | None
     target_name: str | None
     class_names: tuple[str, ...] | None
@@ -88,10 +90,41 @@ def open_run(path: Path) -> Run:
         raise bad("RUN", f"{folder / METRICS} is damaged or not written by `bnnzoo fit`: {error!r}") from error
     with checking("RUN"):
         posterior = bnnzoo.load(folder / POSTERIOR)
-    return Run(folder=folder, posterior=posterior, source=source, samples=record["samples"], **about)
+    made = {"samples": record["samples"], "method": record.get("method", "draws")}
+    return Run(folder=folder, posterior=posterior, source=source, **made, **about)
 
 
-def record(source: Source, train: Dataset, samples: int) -> dict[str, Any]:
+def predict(posterior: Posterior, x: Any, method: str, samples: int, seed: int) -> Prediction:
+    """Predicts by draws or by moments.
+
+    Args:
+        posterior: The posterior.
+        x: Inputs in their own units.
+        method: `"draws"` or `"moments"`.
+        samples: Draws a chain, of draws.
+        seed: Fixes the draws.
+
+    Raises:
+        typer.BadParameter: The posterior has no moments to predict by.
+    """
+    with checking("--method" if method == "moments" else None):
+        return posterior.predict(x, None if method == "moments" else samples, seed, method=cast(Any, method))
+
+
+def method_of(run: Run, method: str | None, samples: int | None) -> str:
+    """How to predict: as asked for, by draws where their number is, else as in the fit.
+
+    Raises:
+        typer.BadParameter: There is no such method, or it draws nothing and is to draw samples.
+    """
+    if method is not None:
+        known("--method", method, dict.fromkeys(METHODS))
+        if method == "moments" and samples is not None:
+            raise bad("--samples", "means nothing with --method moments, which draws nothing")
+    return method or ("draws" if samples else run.method)
+
+
+def record(source: Source, train: Dataset, samples: int, method: str) -> dict[str, Any]:
     """What `open_run` reads back, ready for JSON."""
     about = {
         "name": train.name,
@@ -101,7 +134,7 @@ def record(source: Source, train: Dataset, samples: int) -> dict[str, Any]:
         "class_names": train.class_names,
         "input_shape": train.input_shape,
     }
-    return {"source": asdict(source), "data": about, "samples": samples}
+    return {"source": asdict(source), "data": about, "samples": samples, "method": method}
 
 
 def read_scored(run: Run, name: str | None, csv: Path | None, target: str | None) -> tuple[Dataset, str]:

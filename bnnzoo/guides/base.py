@@ -76,9 +76,13 @@ class Guide(Program):
         """Shapes of the sites that the guide draws besides the model's (a mixing variable, say), by name."""
         return {}
 
-    def objective(self) -> Objective:
-        """What `fit` minimizes where it is not told; the ELBO by default."""
-        return ELBO()
+    def objective(self, kl_weight: float | Callable[[float], float] = 1.0) -> Objective:
+        """What `fit` minimizes where it is not told; the ELBO by default.
+
+        Args:
+            kl_weight: See `bnnzoo.objectives.Objective`.
+        """
+        return ELBO(kl_weight=kl_weight)
 
     def log_prob(self, values: dict[str, Tensor]) -> Tensor:
         """Log density of values for all sites, a scalar; only where `has_density`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, get_args
 
 import torch
@@ -78,9 +79,13 @@ class MomentPropagation(MeanField):
         super().reset_parameters()
         self._set_scales()
 
-    def objective(self) -> MomentELBO:
-        """`MomentELBO` with the guide's approximation and fallback."""
-        return MomentELBO(approximation=self.approximation, fallback=self.fallback)
+    def objective(self, kl_weight: float | Callable[[float], float] = 1.0) -> MomentELBO:
+        """`MomentELBO` with the guide's approximation and fallback.
+
+        Args:
+            kl_weight: See `bnnzoo.objectives.Objective`.
+        """
+        return MomentELBO(kl_weight=kl_weight, approximation=self.approximation, fallback=self.fallback)
 
     def _set_scales(self) -> None:
         network = self.model.network

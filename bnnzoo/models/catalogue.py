@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import LogNormal
 from torch import nn
 
-from bnnzoo import guides, priors
+from bnnzoo import guides, objectives, priors
 from bnnzoo.models.entry import (
     Entry,
     bb_alpha,
@@ -40,6 +40,8 @@ _CONCRETE = "Gal, Hron and Kendall 2017, Concrete dropout"
 _MCBN = "Teye, Azizpour and Smith 2018, Bayesian uncertainty estimation for batch normalized deep networks"
 _FFLU = "Molchanov, Ashukha and Vetrov 2017, Variational dropout sparsifies deep neural networks"
 _BB_ALPHA = "Li and Gal 2017, Dropout inference in Bayesian neural networks with alpha-divergences"
+
+_MOMENTS = "Shekhovtsov and Flach 2018, Feed-forward uncertainty propagation in belief and neural networks"
 
 _NUTS = {"num_samples": 500, "warmup_steps": 500, "chains": 2}
 
@@ -113,6 +115,12 @@ def _log_uniform(entry: Entry, name: str, description: str) -> Entry:
 def _bb_alpha(entry: Entry, name: str, description: str, **changes: Any) -> Entry:
     """An entry with Bernoulli noise on hidden units, trained by BB-α as in the paper: α = 0.5, ten particles."""
     own = {"reference": _BB_ALPHA, "guide": guides.Dropout, "objective": bb_alpha(0.5, 10), "annealing": 0.0}
+    return replace(entry, name=name, description=description, **{**own, **changes})
+
+
+def _moments(entry: Entry, name: str, description: str, **changes: Any) -> Entry:
+    """An entry that draws nothing: moments of the weights in training and in predictions."""
+    own = {"reference": _MOMENTS, "guide": guides.MomentPropagation, "objective": objectives.MomentELBO}
     return replace(entry, name=name, description=description, **{**own, **changes})
 
 
@@ -289,6 +297,26 @@ ENTRIES = (
         prior=normal(_MNIST_SCALE),
         guide=partial(guides.Dropout, from_dropout_layers=True),  # as the paper's: masks by the network's own layers
         training={"epochs": 12, "batch_size": 128, "lr": 1e-3},
+    ),
+    _moments(_uci, "moment-propagation/uci-mlp", "independent Gaussians, by moments; two hidden layers of 50"),
+    _moments(_cubic, "moment-propagation/cubic", "the toy y = x³ with known noise, by moments"),
+    _moments(_digits, "moment-propagation/digits", "8x8 digits, by moments; one hidden layer of 50"),
+    _moments(
+        _lenet,
+        "moment-propagation/mlp-mnist",
+        "independent Gaussians, by moments; two hidden layers of 400 on MNIST",
+        network=mlp(400, 400),
+        training={"epochs": 10, "batch_size": 100, "lr": 1e-3},
+    ),
+    _moments(
+        _lenet,
+        "analytic-dropout/mlp-mnist",
+        "analytic dropout: trained on the predictive probability of propagated moments; two hidden layers of 400",
+        network=mlp(400, 400),
+        guide=guides.Dropout,
+        objective=partial(objectives.MomentELBO, alpha=1.0, softmax="simplified"),
+        annealing=0.0,
+        training={"epochs": 10, "batch_size": 100, "lr": 1e-3},
     ),
     _log_uniform(_cubic, "fflu/cubic", "the toy y = x³ with known noise, under the log-uniform prior"),
     _log_uniform(_digits, "fflu/digits", "8x8 digits; prunes itself"),

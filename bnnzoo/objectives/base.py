@@ -180,8 +180,10 @@ class Objective(pyro.infer.ELBO):
     def __repr__(self) -> str:
         own = inspect.signature(type(self)).parameters.values()
         names = [parameter.name for parameter in own if parameter.kind not in _VARIADIC]
+        if len(names) < len(own):  # the others are passed on
+            names += ["num_particles", "kl_weight"]
         texts = []
-        for name in dict.fromkeys([*names, "num_particles", "kl_weight"]):
+        for name in dict.fromkeys(names):
             if not hasattr(self, name):
                 raise AttributeError(f"{type(self).__name__} must keep its argument {name!r} as an attribute")
             value = getattr(self, name)

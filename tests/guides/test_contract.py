@@ -9,6 +9,9 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from bnnzoo import guides, priors, testing
 from bnnzoo.testing import BATCH_NORM_PROBLEMS, PROBLEMS, GuideCase
 
+#: Of torch's forward mode, by which maxima of moments are differentiated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+
 _mnf = partial(guides.MNF, hidden=4, r_hidden=4)
 
 
@@ -30,6 +33,7 @@ CASES = {
     "mean-field, flipout": GuideCase(partial(guides.MeanField, sampling="flipout")),
     "mean-field, log-uniform": GuideCase(guides.MeanField, _LOG_UNIFORM, bound=False, pyro_elbo=False),
     "map": GuideCase(guides.Map, bound=False),
+    "moment propagation": GuideCase(guides.MomentPropagation),
     "mnf, masked": GuideCase(_mnf, steps=300),
     "mnf, realnvp": GuideCase(partial(_mnf, flow="realnvp"), PROBLEMS[::2]),
     "mnf, iaf": GuideCase(partial(_mnf, flow="iaf"), PROBLEMS[::2]),

@@ -5,14 +5,26 @@ from functools import partial
 
 import pytest
 
-from bnnzoo import objectives, testing
+from bnnzoo import guides, objectives, testing
 from bnnzoo.testing import ObjectiveCase
+
+#: Of torch's forward mode, by which maxima are differentiated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 #: Weights are values for all data, which a guide that is a point has no density for.
 _joint = partial(ObjectiveCase, points=False)
 
 #: Further values of α, on one problem.
 _briefly = testing.PROBLEMS[:1]
+
+
+def _by_moments(alpha):
+    """It has no particles; only of one hidden layer and Gaussian noise is it the ELBO itself."""
+
+    both = [guides.MeanField, guides.MomentPropagation]
+    make = partial(objectives.MomentELBO, alpha)
+    return ObjectiveCase(make, testing.PROBLEMS[:2], both, elbo=False, draws=False)
+
 
 CASES = {
     "elbo": ObjectiveCase(objectives.ELBO),
@@ -24,6 +36,8 @@ CASES = {
     "renyi": _joint(objectives.Renyi, additive=False),
     "renyi, negative": _joint(partial(objectives.Renyi, -1.0), _briefly, additive=False),
     "renyi, largest": _joint(partial(objectives.Renyi, -math.inf), _briefly, additive=False),
+    "moment-elbo": _by_moments(0.0),
+    "moment-elbo, 0.5": _by_moments(0.5),
     "importance-weighted": _joint(objectives.ImportanceWeighted, _briefly, additive=False),
 }
 

@@ -30,7 +30,7 @@ def _load(path: Path):
 matrix = _load(ROOT / "benchmarks" / "matrix.py")
 verdict = functools.cache(matrix.verdict)
 
-REFUSED = ("no density", "one draw")
+REFUSED = ("no density", "one draw", "no moments")
 
 #: Evaluations of an objective before and after training.
 COUNT = 400
