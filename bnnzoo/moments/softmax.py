@@ -81,7 +81,8 @@ def _expected(mean: Tensor, variance: Tensor, second: bool = False) -> tuple[Ten
     classes, batch = mean.shape[-1], mean.shape[:-1]
     rows = mean.reshape(-1, classes), variance.reshape(-1, classes)
     size = max(1, _BLOCK // (_OUTER * len(_INNER[0]) * classes))
-    blocks = [_of_rows(*block, second) for block in zip(*(each.split(size) for each in rows), strict=True)]
+    split = (each.split(size) for each in rows)
+    blocks = [_of_rows(*pair, second=second) for pair in zip(*split, strict=True)]
     log_p, log_squares = (torch.cat(each).reshape(*batch, classes) for each in zip(*blocks, strict=True))
     return log_p, log_squares
 

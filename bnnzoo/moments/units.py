@@ -12,7 +12,8 @@ Noise before any other activation is `nn.Sequential(InputNoise(variance), activa
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +183,15 @@ class Heaviside(BernoulliUnit):
 
     def probability(self, input: Tensor) -> Tensor:
         """The noise's distribution function at the input."""
+        return self._gate(input, gates.moments)
+
+    def noisy(self, input: Tensor) -> Tensor:
+        """See `BernoulliUnit`."""
+        if isinstance(input, Moments) and not input.certain:
+            return self._gate(input, _drawn)  # spares the variance of the probability, which drops out
+        return super().noisy(input)
+
+    def _gate(self, input: Tensor, rule: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
         centered = _less(input, self.noise_mean)
         variance = torch.as_tensor(self.noise_variance, dtype=input.dtype, device=input.device)
         if not isinstance(centered, Moments):
@@ -191,7 +201,7 @@ class Heaviside(BernoulliUnit):
         kind = self.approximation or ("exact" if current().approximation == "exact" else "logistic")
 
         def moments(mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-            return gates.moments(mean, spread, variance, self.noise, kind)
+            return rule(mean, spread, variance, self.noise, kind)
 
         return apply_elementwise(moments, centered)
 
@@ -241,6 +251,12 @@ class ProbitBernoulli(Heaviside):
     def extra_repr(self) -> str:
         """Nothing."""
         return ""
+
+
+def _drawn(*args: Any) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a draw, from the arguments of `gates.moments`."""
+    probability = gates.probability(*args)
+    return probability, probability * (1 - probability)
 
 
 def _less(input: Tensor, noise_mean: Tensor | float) -> Tensor:
