@@ -37,7 +37,7 @@ def scale(variance: Tensor) -> Tensor:
 def tail(t: Tensor) -> Tensor:
     """`E[(z - t)²; z > t] / φ(t)` of a standard Gaussian z, for t ≥ 0.
 
-    It is `(1 + t²)M - t`, M being Mills' ratio `Φ(-t)/φ(t)`, but accurate where that cancels: to 1e-6, relative, in
+    It is `(1 + t²)M - t`, M being Mills' ratio `Φ(-t)/φ(t)`, but accurate where that cancels: to 1e-5, relative, in
     float32 and 2e-11 in float64, for all t. The other tails follow without cancellation:
     `E[z - t; z > t] / φ(t) = (1 - t·tail)/(1 + t²)` and `M = (t + tail)/(1 + t²)`. A polynomial in (t - 3)/(t + 3);
     torch's erfcx and log_ndtr take ten times as long.
@@ -54,7 +54,7 @@ def tail(t: Tensor) -> Tensor:
 @lru_cache
 def _coefficients(precise: bool) -> list[float]:
     """Of the polynomial `tail(t) (t + 1.35)³`, highest power first: Chebyshev interpolation of the formula."""
-    series: np.ndarray = np.polynomial.chebyshev.chebinterpolate(_scaled_tail, 20 if precise else 12)
+    series: np.ndarray = np.polynomial.chebyshev.chebinterpolate(_scaled_tail, 20 if precise else 9)
     return [float(each) for each in np.polynomial.chebyshev.cheb2poly(series)[::-1]]
 
 
@@ -98,7 +98,7 @@ class _Kink(torch.autograd.Function):
         mass = inside.add_(outside)
         density = phi.mul_(inverse)
         excess = first.mul_(inverse)
-        return mean.clamp_min(0.0) + excess * variance, ratio * variance, mass, density
+        return torch.addcmul(mean.clamp_min(0.0), excess, variance), ratio * variance, mass, density
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
@@ -113,12 +113,15 @@ class _Kink(torch.autograd.Function):
         by_above, by_spread, by_mass, by_density = grads
         to_mean: list[Tensor] = []
         to_variance: list[Tensor] = []
-        if by_above is not None:
-            to_mean.append(by_above * mass)
-            to_variance.append(0.5 * by_above * dens)
-        if by_spread is not None:
-            to_mean.append(2 * by_spread * above * (1 - mass))
-            to_variance.append(by_spread * (mass - above * dens))
+        by_mean = by_above
+        if by_spread is not None:  # through E max(0, x)², and through the mean, whose square is subtracted
+            by_square = 2 * by_spread * above
+            to_mean.append(by_square)
+            to_variance.append(by_spread * mass)
+            by_mean = -by_square if by_above is None else by_above - by_square
+        if by_mean is not None:
+            to_mean.append(by_mean * mass)
+            to_variance.append(0.5 * by_mean * dens)
         if by_mass is not None or by_density is not None:
             least = variance.clamp_min(LEAST_VARIANCE)
             slope = mean / least * dens
