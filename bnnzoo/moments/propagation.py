@@ -50,13 +50,13 @@ def propagate(
 
     What mode `"ap2"` makes of covariances:
 
-    - `"diagonal"`: elements of every layer are taken for independent, as in the paper; variances of trained networks
-      may be far off (0.4 to 0.6 of the standard deviation in a dropout network);
+    - `"diagonal"`: elements of every layer are taken for independent, as in the paper; standard deviations of trained
+      networks may be far off (0.4 to 0.6 of the true ones in dropout networks);
     - `"sensitivity"`: the same means; the outputs' sensitivities to every independent source of noise are pulled back
-      through the network (`bnnzoo.moments.sensitivity`): the full covariance of the K outputs, for about K plain
-      backward passes; any network;
-    - `"full"`: covariances of all units of a layer go through the network (`JointMoments`), which makes means better
-      too: chains of layers of up to about 1,000 units.
+      through the network (`bnnzoo.moments.sensitivity`): the full covariance of the K outputs, within 1 to 2% there,
+      for about K plain backward passes to the first noise; any network;
+    - `"full"`: covariances of all units of a layer go through the network (`JointMoments`), which makes the means of
+      deep networks better too: chains of layers of up to about 1,000 units, some 100 times the time.
 
     Args:
         network: Any module that takes one tensor and returns one.
