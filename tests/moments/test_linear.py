@@ -10,6 +10,7 @@ from torch.autograd.functional import jacobian
 from torch.nn.utils.parametrizations import weight_norm
 
 from bnnzoo.moments import Moments, NoRuleError
+from bnnzoo.moments.sensitivity import TracedMoments
 from tests.affine_maps import assert_affine, random_tensor
 from tests.statistical import assert_mean
 
@@ -193,6 +194,16 @@ def test_borders_that_repeat_elements_count_as_independent():
     x, layer = random_tensor(1, 2, 4, 3), of(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"))
     expected = F.conv2d(F.pad(x.variance, (1, 1, 1, 1), "reflect"), layer.weight.square())
     torch.testing.assert_close(layer(x).variance, expected)
+
+
+def test_products_of_two_traced_values():
+    # neither is a weight: both are pulled back to their sources
+    x, y = random_tensor(2, 3, 4), random_tensor(2, 4, 2, seed=1)
+    found = torch.matmul(TracedMoments(x.loc, x.variance), TracedMoments(y.loc, y.variance))
+    plain = torch.matmul(x, y)
+    torch.testing.assert_close(found.loc, plain.loc)
+    torch.testing.assert_close(found.variance, plain.variance)
+    torch.testing.assert_close(found.covariance.diagonal(dim1=1, dim2=2).view(2, 3, 2), plain.variance)
 
 
 def test_a_vector_with_itself():
