@@ -97,7 +97,10 @@ def test_derivatives_are_those_of_quadrature(name, seed):
     variance.requires_grad_()
     value, spread = moments(rule, mean, variance)
     by_mean = torch.autograd.grad(value.sum(), (mean, variance), retain_graph=True)
-    by_variance = torch.autograd.grad(spread.sum(), (mean, variance))
+    by_variance = torch.autograd.grad(spread.sum(), (mean, variance), retain_graph=True)
+    together = torch.autograd.grad((value + 2 * spread).sum(), (mean, variance))
+    for both, one, other in zip(together, by_mean, by_variance, strict=True):
+        torch.testing.assert_close(both, one + 2 * other, rtol=1e-9, atol=1e-9)
     what = "mean by mean", "mean by variance", "variance by mean", "variance by variance"
     for label, got, truth_ in zip(what, (*by_mean, *by_variance), want[2:], strict=True):
         allowed = 1e-3 * truth_.abs() + 2e-4 * (1 + variance.detach().sqrt())
