@@ -229,6 +229,7 @@ def draw(found: dict[str, Any], curves: dict[str, dict[str, list[dict[str, list[
             losses = torch.tensor([run["loss"] for run in runs]).mean(0)
             row[2].plot(range(1, len(losses) + 1), losses, color=colors[kind], marker="o", ms=4, label=kind)
         row[2].set_yscale("log")
+        row[2].set_xticks(range(1, len(losses) + 1))
         row[2].set_title(f"{activation}: training loss by epoch", fontsize=10)
     axes[0, 0].plot([], [], color="black", ls=":", marker="x", ms=4, lw=1, label="paper")
     axes[0, 0].legend(fontsize=8, frameon=False)
