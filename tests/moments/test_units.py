@@ -298,3 +298,11 @@ def test_moments_know_what_the_conjunction_of_uncertain_inputs_is():
     ap2 = propagate(network, p).loc[:, 0]
     assert ((ap2 - expected).abs() <= (ap1 - expected).abs() + 1e-6).all()
     assert ((ap2 - expected).abs()[:2] < 0.15 * (ap1 - expected).abs()[:2]).all()
+
+
+def test_the_noise_is_subtracted():
+    x = torch.tensor([0.2, 0.3, 0.4])
+    torch.testing.assert_close(InputNoise(0.0, 0.3)(x), x - 0.3)
+    torch.testing.assert_close(StochasticReLU(0.0, 0.3)(x), (x - 0.3).relu())
+    assert Heaviside(0.0, 0.3)(x).tolist() == [0.0, 1.0, 1.0]
+    assert Heaviside(0.0, 0.3)(Moments(x, 1e-6)).loc[0] < 1e-3
