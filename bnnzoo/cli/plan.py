@@ -348,7 +348,7 @@ def _method(options: FitOptions, built: Built, train: Dataset) -> str:
         known("--method", options.method, dict.fromkeys(parsing.METHODS))
         if options.method == "moments" and options.samples is not None:
             raise bad("--samples", "means nothing with --method moments, which draws nothing")
-    chosen = options.method or ("draws" if options.samples else getattr(built.guide, "prediction", "draws"))
+    chosen: str = options.method or ("draws" if options.samples else getattr(built.guide, "prediction", "draws"))
     if chosen == "moments":
         if built.guide is None:
             raise bad("--method", "a posterior that is sampled by NUTS predicts by draws")

@@ -59,6 +59,11 @@ class Dropout(Guide):
     far higher variance, and in need of a baseline. In eval mode masks are hard. Gaussian noise is reparameterized
     exactly, `1 + √α ε`.
 
+    **Analytic dropout** (Shekhovtsov & Flach 2018, section 5): `fit(..., objective=objectives.MomentELBO())` propagates
+    mean and variance over all masks instead of drawing them, in training, and `predict(x, method="moments")` in
+    predictions; `MomentELBO(1.0, softmax="simplified")` is the paper's objective for classes. A mask that the positions
+    of a convolution share counts there as if each had its own.
+
     Args:
         bnn: The model.
         rate: Rate p in [0, 1), the probability to drop for Bernoulli noise: a number for every treated weight but the
