@@ -296,7 +296,7 @@ def draw(records: Mapping[Job, dict[str, Any]], epochs: int) -> Figure:
             axes.set_axisbelow(True)
     for axes in rows[-1]:
         axes.set_xlabel("epoch")
-    rows[0][1].legend(frameon=False, fontsize=8)
+    rows[-1][0].legend(frameon=False, fontsize=7.5, loc="upper right")
     return figure
 
 
@@ -306,9 +306,9 @@ def _plain(value: float, position: int | None) -> str:
 
 
 def jobs(network: str, hidden: int, width: float, rates: list[float], seed: int) -> list[Job]:
-    """The fits: one without dropout, and two for each rate."""
-    noisy = [name for name, method in METHODS.items() if method.noisy]
-    pairs = [("none", 0.0), *((name, rate) for rate in rates for name in noisy)]
+    """The fits: one without dropout, two for each rate, and for the last one the expected log likelihood."""
+    noisy = ("sampled", "analytic")
+    pairs = [("none", 0.0), *((name, rate) for rate in rates for name in noisy), ("expected", rates[-1])]
     return [Job(network, hidden, width, name, rate, seed) for name, rate in pairs]
 
 

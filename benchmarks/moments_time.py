@@ -231,14 +231,18 @@ def report(rate: float, draws: int, records: Sequence[dict[str, Any]]) -> str:
     ]
     header += ["passes of the same error of the mean", "of σ", "cost in passes", "faster for the mean", "for σ"]
 
-    def number(value: float) -> str:
-        return f"more than {draws:,}" if math.isinf(value) else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    def number(value: float, most: float) -> str:
+        if value > most:  # beyond what the reference can tell
+            return f"more than {most:,.0f}"
+        return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
     rows = []
     for r in records:
         cells = [r["way"], f"{r['mean']:.4f}", f"{r['std']:.3f}", f"{r['bias']:.3f}"]
-        cells += [number(r["mean_passes"]), number(r["std_passes"]), f"{r['cost']:.1f} (batch {r['batch']})"]
-        rows.append([*cells, *(number(r[key] / r["cost"]) for key in ("mean_passes", "std_passes"))])
+        cells += [number(r[key], draws) for key in ("mean_passes", "std_passes")]
+        cells.append(f"{r['cost']:.1f} (batch {r['batch']})")
+        cells += [number(r[key] / r["cost"], draws / r["cost"]) for key in ("mean_passes", "std_passes")]
+        rows.append(cells)
     return table(header, rows)
 
 

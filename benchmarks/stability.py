@@ -192,10 +192,11 @@ def draw(results: Mapping[str, dict[str, list[dict[str, Any]]]]) -> Figure:
             row[1].plot(levels, middle, **style)
             row[1].fill_between(levels, low, high, color=color, alpha=0.1, linewidth=0)
         row[1].set_yscale("log")
+        row[1].set_ylim(0.8, 1e9)  # batch normalization leaves it
         for ax, words in zip(row, ("test accuracy, %", "odds max q / q(true) of the errors"), strict=True):
             ax.set(xlabel=label, ylabel=words)
             _plain(ax)
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[1][0].legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
