@@ -17,7 +17,7 @@ from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load,
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
-DRAWING += ("logistic_units", "analytic_dropout", "stability", "uci_moments", "normalization")
+DRAWING += ("logistic_units", "analytic_dropout", "stability", "uci_moments", "normalization", "moment_accuracy")
 TABULATING = (
     "step_time",
     "predict_time",
