@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from bnnzoo._vectorize import seeded
@@ -231,22 +232,26 @@ def draw_moment_accuracy(left: Axes, right: Axes, tables: Mapping[str, xr.Datase
     """
     first = next(iter(tables.values()))
     at = np.arange(first.sizes["layer"])
-    curves = [(left, first, "ap1", "AP1", GRAY, "v", "eps_mu_ap1")]
+    curves = [(left, first, "AP1", GRAY, "v", "eps_mu_ap1")]
     for index, (name, table) in enumerate(tables.items()):
         color, marker = _STYLES[index % len(_STYLES)]
-        curves += [(left, table, name, name, color, marker, "eps_mu_ap2")]
-        curves += [(right, table, name, name, color, marker, "eps_sigma")]
-    for ax, table, _, label, color, marker, variable in curves:
+        curves += [(left, table, name, color, marker, "eps_mu_ap2")]
+        curves += [(right, table, name, color, marker, "eps_sigma")]
+    for ax, table, label, color, marker, variable in curves:
         values, errors = table[variable].values, 2 * table[f"{variable}_se"].values
         ax.errorbar(at, values, errors, color=color, marker=marker, ms=5, lw=1.2, capsize=2, label=label)
     left.axhline(float(first.eps_mu_floor), color="black", lw=0.8, ls=":", label="exact means: the draws' error")
     left.set_yscale("log")
-    left.set_ylabel("error of means, in standard deviations")
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
+    left.set_ylabel("error of means / true σ")
     right.axhline(1.0, color="black", lw=0.8, ls=":")
-    right.set_ylabel("standard deviation, as a multiple of the true one")
+    right.set_ylabel("σ / true σ")
+    names = [str(name) for name in first.layer.values]
+    rotation = 45 if max(map(len, names)) > 4 else 90 if len(names) > 12 else 0
     for ax in (left, right):
-        names = [str(name) for name in first.layer.values]
-        ax.set_xticks(at, names, rotation=45 if max(map(len, names)) > 4 else 0, fontsize=9)
+        ax.set_xticks(at, names, rotation=rotation, fontsize=9)
         ax.grid(True, color="#E6E6E6", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
