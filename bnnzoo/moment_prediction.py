@@ -18,7 +18,7 @@ from bnnzoo.guides import Empirical, MomentPropagation
 from bnnzoo.likelihoods import Likelihood
 from bnnzoo.likelihoods.base import squeeze
 from bnnzoo.likelihoods.quadrature import root
-from bnnzoo.moment_targets import BernoulliTargets, CategoricalTargets, NormalTargets, PoissonTargets, expected
+from bnnzoo.moment_families import BernoulliTargets, CategoricalTargets, NormalTargets, PoissonTargets, expected
 from bnnzoo.moments import Moments, Nodes, NoRuleError, options
 from bnnzoo.moments.covariance import JointMoments
 from bnnzoo.moments.errors import located

@@ -348,7 +348,8 @@ def _method(options: FitOptions, built: Built, train: Dataset) -> str:
         known("--method", options.method, dict.fromkeys(parsing.METHODS))
         if options.method == "moments" and options.samples is not None:
             raise bad("--samples", "means nothing with --method moments, which draws nothing")
-    chosen: str = options.method or ("draws" if options.samples else getattr(built.guide, "prediction", "draws"))
+    own: str = "draws" if options.samples else getattr(built.guide, "prediction", "draws")
+    chosen = own if options.method is None else options.method
     if chosen == "moments":
         if built.guide is None:
             raise bad("--method", "a posterior that is sampled by NUTS predicts by draws")
