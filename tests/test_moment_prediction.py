@@ -16,7 +16,7 @@ import bnnzoo
 from bnnzoo import BayesianNetwork, evaluation, fit, guides, likelihoods, objectives
 from bnnzoo._vectorize import seeded
 from bnnzoo.data import Dataset, Standardization
-from bnnzoo.moment_targets import BernoulliTargets, CategoricalTargets, NormalTargets, PoissonTargets, expected
+from bnnzoo.moment_families import BernoulliTargets, CategoricalTargets, NormalTargets, PoissonTargets, expected
 from bnnzoo.posterior import Posterior
 
 
