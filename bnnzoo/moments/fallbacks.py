@@ -28,7 +28,9 @@ one whose closed form is known, gets a rule instead, in a line or two:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -162,7 +164,7 @@ def _first_order(function: Callable[[Tensor], Tensor], value: Moments, output: T
         rows = basis[start : start + chunk]
         seeds = rows.unsqueeze(1).expand(len(rows), batch, shape).reshape(len(rows), *seeds_of.shape)
         if pull is None:
-            columns = vmap(lambda t: jvp(function, (x,), (t,))[1])(seeds).reshape(len(rows), batch, outs)
+            columns = vmap(lambda t: _along(function, x, t))(seeds).reshape(len(rows), batch, outs)
             total = total + torch.einsum("rbo,br->bo", columns.square(), spread[:, start : start + len(rows)])
         else:
             jacobian = vmap(lambda t: pull(t)[0])(seeds).reshape(len(rows), batch, ins)
@@ -201,11 +203,25 @@ def _separate(
     for digit in range((size - 1).bit_length()):
         ones = (numbers >> digit) & 1
         for marks in (ones, 1 - ones):
-            moved = jvp(function, (x,), (change * shaped(marks.to(x.dtype), x),))[1]
+            moved = _along(function, x, change * shaped(marks.to(x.dtype), x))
             stray = moved * shaped((1 - marks).to(moved.dtype), moved)
             if _any(stray != 0):
                 return False
     return True
+
+
+def _along(function: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative of a function along a tangent."""
+    _load_forward_mode()
+    return jvp(function, (x,), (tangent,))[1]
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let torch load its forward differentiation: it calls a function then that it itself calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
 
 
 def _any(flags: Tensor) -> bool:

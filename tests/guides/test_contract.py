@@ -9,9 +9,6 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from bnnzoo import guides, priors, testing
 from bnnzoo.testing import BATCH_NORM_PROBLEMS, PROBLEMS, GuideCase
 
-#: Of torch's forward mode, by which maxima of moments are differentiated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-
 _mnf = partial(guides.MNF, hidden=4, r_hidden=4)
 
 

@@ -72,7 +72,6 @@ def test_it_predicts_by_moments_unless_it_is_asked_for_draws():
     assert isinstance(other.predict(X, method="moments"), MomentPrediction)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own forward mode
 def test_the_options_are_those_of_objective_and_predictions():
     bnn = model(odd=True)
     with pytest.raises(NoRuleError, match="i0e"):

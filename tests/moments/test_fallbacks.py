@@ -11,9 +11,6 @@ from bnnzoo.moments import Moments, NoRuleError, fallbacks, options, propagate, 
 from bnnzoo.moments.sensitivity import TracedMoments
 from tests.affine_maps import leaves, random_tensor
 
-# torch compiles its own decompositions when forward differentiation is first used
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-
 DOUBLE = {"dtype": torch.float64}
 
 

@@ -224,7 +224,6 @@ def test_the_error_of_indices_names_the_module():
         propagate(network, torch.zeros(1, 1, 4, 4), 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_indices_of_the_means_are_a_fallback():
     x = value(1, 2, 4, 4)
     with options(fallback="linearize"):

@@ -9,9 +9,6 @@ from bnnzoo.models import MLP, EncoderDecoder, KerasCNN, LeNet, ResNet
 from bnnzoo.moments import Moments, per_layer, propagate
 from tests.statistical import assert_mean
 
-# torch compiles its own decompositions when forward differentiation is first used
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-
 
 def test_the_first_hidden_layer_is_exact():
     torch.manual_seed(0)

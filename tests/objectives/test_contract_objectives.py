@@ -8,9 +8,6 @@ import pytest
 from bnnzoo import guides, objectives, testing
 from bnnzoo.testing import ObjectiveCase
 
-#: Of torch's forward mode, by which maxima are differentiated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-
 #: Weights are values for all data, which a guide that is a point has no density for.
 _joint = partial(ObjectiveCase, points=False)
 
