@@ -36,6 +36,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DRAWING, *TABULATING])
 def test_smoke(name, tmp_path):
     out, figure = tmp_path / "results" / "smoke.json", tmp_path / "figure.png"
