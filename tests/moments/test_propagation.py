@@ -108,12 +108,15 @@ def test_layers_have_their_paths_and_count_their_calls():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
-def test_hooks_are_gone_after_an_error():
-    net = nn.Sequential(nn.Linear(4, 4), nn.LPPool1d(2, 2))
+def test_hooks_are_gone_after_an_error_and_every_part_is_in_its_own_mode():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LPPool1d(2, 2), nn.Dropout(), nn.Dropout())
+    for frozen in (1, 2):
+        net[frozen].eval()
+    before = [part.training for part in net.modules()]
     with pytest.raises(NoRuleError, match=r"\(in '1', a LPPool1d\)"):
         per_layer(net, torch.randn(3, 4), 1.0)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-    assert net.training
+    assert [part.training for part in net.modules()] == before
 
 
 def test_it_is_differentiable():

@@ -88,6 +88,7 @@ ONE = {
     "index_add into a tensor": lambda x: torch.zeros_like(PLAIN).index_add(0, INDEX[0, :3], x[0], alpha=2.0),
     "scatter": lambda x: torch.zeros_like(PLAIN).scatter(0, INDEX, x[0][:2]),
     "scatter a number": lambda x: x[0].scatter(0, INDEX, 2.0),
+    "scatter a number by name": lambda x: x[0].scatter(0, INDEX, value=2.0),
     "scatter_add": lambda x: x[0].scatter_add(0, INDEX[:1].expand(2, 4), x[1][:2]),
     "fill": lambda x: torch.fill(x, 2.0) + x[0],
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
