@@ -310,6 +310,25 @@ class TestInterface:
             assert torch.allclose(found.aleatoric, drawn.aleatoric, rtol=0.2)
             assert torch.allclose(found.log_prob(y[:5]), drawn.log_prob(y[:5]), atol=0.6)
 
+    def test_units_of_covariances(self):
+        """Joint densities of a standardized fit are those in standard units, over the units."""
+        y = torch.stack([100 * Y - 7, 0.01 * Y + normal(24, seed=2) / 100], 1)
+        with seeded(1):
+            network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        bnn = BayesianNetwork(network, likelihoods.Gaussian(0.3), dist.Normal(0.0, 1.0))
+        own = Dataset(X, y, standardization=Standardization.fit(y=y))
+        posterior = fit(bnn, wide(bnn), own, epochs=1, objective=objectives.MomentELBO())
+        found = posterior.predict(X, method="moments", covariance="sensitivity")
+        means, covariances = (found.outputs[name][0, 0].double().numpy() for name in ("mean", "covariance"))
+        scale = y.std(0, correction=0)
+        standard = ((y - y.mean(0)) / scale).double().numpy()
+        expected = [
+            stats.multivariate_normal(mean, covariance + 0.09 * np.eye(2)).logpdf(row) - scale.log().sum().item()
+            for row, mean, covariance in zip(standard, means, covariances, strict=True)
+        ]
+        assert np.abs(covariances[:, 0, 1]).min() > 0, "the outputs share their hidden units"
+        assert found.log_prob(y).tolist() == pytest.approx(expected, abs=1e-3)
+
     def test_gradients_by_inputs(self):
         posterior, y = fitted("classes", wide)
         posterior = Posterior(

@@ -171,6 +171,8 @@ def test_sampling_is_as_accurate_as_it_says():
     with options(fallback="quadrature"):
         expected = torch.sinc(even)
     assert ((found.loc - expected.loc).abs() <= 6 * (expected.variance / 256).sqrt() + 1e-12).all()
+    ratios = found.variance[keep] / expected.variance[keep]
+    assert abs(ratios.mean() - 1) < 5 * ratios.std() / len(ratios) ** 0.5 + 1 / 256, "about the mean of the draws"
 
 
 def test_sampling_repeats_itself_and_leaves_the_generator_alone():
