@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Gate = Literal["exact", "normal", "logistic", "pea"]
+from bnnzoo.moments.activations.mixtures import LOGISTIC, LOGISTIC_VARIANCE, smoothed
 
-#: Variance σ_S² of the standard logistic distribution.
-LOGISTIC_VARIANCE = math.pi**2 / 3
+Gate = Literal["exact", "normal", "logistic", "pea"]
 
 #: Below this a total variance counts as this much, so that gradients stay finite; at 0 the step is exact.
 _LEAST = 1e-12
@@ -26,23 +25,6 @@ _LEAST = 1e-12
 _FARTHEST = 12.0
 
 
-def _kolmogorov_mixture(count: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Variances and weights of normal distributions whose mixture is the standard logistic distribution.
-
-    A logistic variable is 2KN for a standard normal N and K of Kolmogorov's distribution (Andrews & Mallows 1974). The
-    trapezoidal rule in log K: 12 nodes give the sigmoid to 9e-10 and its derivative to 2.8e-9.
-    """
-    k = np.geomspace(0.28, 2.7, count)[:, None]
-    j = np.arange(1, 60)
-    rising = (2 * j - 1) ** 2 * math.pi**2  # the series for small k
-    small = math.sqrt(2 * math.pi) * (np.exp(-rising / (8 * k**2)) * (rising / (4 * k**4) - 1 / k**2)).sum(1)
-    large = 8 * k[:, 0] * ((-1.0) ** (j + 1) * j**2 * np.exp(-2 * (j * k) ** 2)).sum(1)
-    k = k[:, 0]
-    weights = np.where(k < 0.8, small, large) * k
-    return 4 * k**2, weights / weights.sum()
-
-
-_MIXTURE = tuple(zip(*(each.tolist() for each in _kolmogorov_mixture()), strict=True))
 _points, _mass = np.polynomial.legendre.leggauss(16)
 _LEGENDRE = tuple(zip((0.5 + 0.5 * _points).tolist(), (0.5 * _mass).tolist(), strict=True))
 
@@ -90,7 +72,7 @@ def probability(mean: Tensor, variance: Tensor, noise_variance: Tensor, noise: s
     With σ² and s² the variances of X and of the noise, σ_S² = π²/3 (Shekhovtsov & Flach 2018, section 3.3 and appendix
     C.3, where s = σ_S; σ = 0 gives F(μ) for `"exact"` alone and, where it is the noise's, for the kind of its name):
 
-    - `"exact"`: for Gaussian X; logistic noise is a mixture of 12 normal ones, to 1e-9;
+    - `"exact"`: for Gaussian X; logistic noise is a mixture of normal ones, to 4e-9;
     - `"normal"`: `Φ(μ/√(σ² + s²))` (AP2a; exact for normal noise);
     - `"logistic"`: `S(μ σ_S/√(σ² + s²))` (AP2b);
     - `"pea"`: of Gaussian X and the piecewise exponential approximation of the sigmoid (Astudillo & Neto 2011), for
@@ -126,23 +108,19 @@ def normal_noise(mean: Tensor, variance: Tensor, noise_variance: Tensor) -> Tens
 
 def _logistic(mean: Tensor, variance: Tensor, noise_variance: Tensor) -> Tensor:
     """`E F(X)` for logistic noise and Gaussian X."""
-    unit = noise_variance / LOGISTIC_VARIANCE
-    twice, total = 2 * variance, torch.zeros_like(mean)
-    for spread, weight in _MIXTURE:  # Φ(x) = (1 + erf(x/√2))/2
-        total = total + 0.5 * weight * torch.erf(mean * (twice + 2 * spread * unit).clamp_min(2 * _LEAST).rsqrt())
-    step = (variance + unit > 0).to(mean.dtype)
-    return step * (0.5 + total).clamp(0.0, 1.0) + (1 - step) * (mean >= 0)
+    step = (variance + noise_variance > 0).to(mean.dtype)
+    return step * _standard(mean, variance, noise_variance, 0).clamp(0.0, 1.0) + (1 - step) * (mean >= 0)
 
 
 def _logistic_noise(mean: Tensor, variance: Tensor, noise_variance: Tensor) -> Tensor:
     """`E[F(X)(1 - F(X))]` for logistic noise and Gaussian X: the expectation of the density, times its scale."""
-    unit = noise_variance / LOGISTIC_VARIANCE
-    total = torch.zeros_like(mean)
-    for spread, weight in _MIXTURE:
-        inverse = (variance + spread * unit).clamp_min(_LEAST).rsqrt()
-        score = (mean * inverse).clamp(-_FARTHEST, _FARTHEST)
-        total = total + (weight / math.sqrt(2 * math.pi)) * inverse * (-0.5 * score.square()).exp()
-    return total * unit.clamp_min(_LEAST).sqrt()
+    return _standard(mean, variance, noise_variance, 1)
+
+
+def _standard(mean: Tensor, variance: Tensor, noise_variance: Tensor, order: int) -> Tensor:
+    """Mean of S or S' of Gaussian X, in units of the noise's scale."""
+    rate = (noise_variance / LOGISTIC_VARIANCE).clamp_min(_LEAST).rsqrt()
+    return smoothed(LOGISTIC, mean * rate, variance * rate.square(), order, 1)[0]
 
 
 def _piecewise_exponential(mean: Tensor, variance: Tensor) -> Tensor:

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.activations.gaussian import inverse_scale, scale
-
-#: Variance σ_S² of the standard logistic distribution.
-LOGISTIC_VARIANCE = math.pi**2 / 3
+from bnnzoo.moments.activations.mixtures import LOGISTIC_VARIANCE
 
 #: Fitted scale t of the shortcut S(a/t) for the variance of max(0, x).
 _RAMP = 0.3729

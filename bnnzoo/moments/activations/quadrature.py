@@ -17,6 +17,9 @@ _REACH = 6.5
 #: Width of the bend at 0: nodes are even in asinh(x / width), dense there and sparse far away.
 _WIDTH = 2.0
 
+#: Elements of a piece, see `in_pieces`.
+_PIECE = 2**14
+
 #: Means beyond have their nodes placed as if they were here: what is dense for them lies many σ away, or σ is large.
 _FAR = 40.0
 
@@ -24,7 +27,7 @@ _FAR = 40.0
 def nodes(mean: Tensor, variance: Tensor, count: int, negative: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Standard scores z and weights w with `E f(x) = Σ w f(μ + σz)`, one after the other.
 
-    Constants to autograd, unless they move with the end of the range.
+    Constants to autograd.
 
     Gauss-Legendre nodes in asinh(x / 2), so that for large σ they resolve what a function does near 0.
 
@@ -37,8 +40,7 @@ def nodes(mean: Tensor, variance: Tensor, count: int, negative: bool = False) ->
     Yields:
         z and w, of the mean's shape.
     """
-    if not negative:
-        mean, variance = mean.detach(), variance.detach()
+    mean, variance = mean.detach(), variance.detach()
     std = variance.sqrt()
     center = mean.clamp(-_FAR, _FAR) / _WIDTH
     reach = _REACH / _WIDTH * std
@@ -50,13 +52,17 @@ def nodes(mean: Tensor, variance: Tensor, count: int, negative: bool = False) ->
     scale = _WIDTH / std
     across, along = center * scale, (1 + center.square()).sqrt() * scale
     share = half / math.sqrt(2 * math.pi)
+    # of twice the sinh and twice the cosh less 1
+    halves = across / 2, along / 2
     for point, mass in _legendre(count):
         # x - μ by sinh of a sum, which does not cancel
-        grown = torch.expm1(middle + half * point)
-        shrunk = grown / (1 + grown)
-        sinh, wing = (grown + shrunk) / 2, grown * shrunk / 2
-        z = across * wing + along * sinh
-        yield z, torch.exp(-0.5 * z.square()) * (across * sinh + along * wing + along) * share * mass
+        sinh = torch.expm1(torch.add(middle, half, alpha=point))
+        shrunk = sinh / (sinh + 1)
+        wing = sinh * shrunk
+        sinh = sinh.add_(shrunk)
+        z = torch.addcmul(halves[0] * wing, halves[1], sinh)
+        slope = torch.addcmul(torch.addcmul(along, halves[0], sinh), halves[1], wing)
+        yield z, (z * z).mul_(-0.5).exp_().mul_(slope).mul_(share).mul_(mass)
 
 
 @lru_cache
@@ -71,6 +77,23 @@ def _moved(start: Tensor, step: Tensor) -> Tensor:
     sinh = step * (here - start * (2 * start + step) / (here + there))
     size = sinh.abs()
     return torch.log1p(size + sinh.square() / (1 + (1 + sinh.square()).sqrt())).copysign(sinh)
+
+
+def in_pieces(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], mean: Tensor, variance: Tensor
+) -> tuple[Tensor, ...]:
+    """Elementwise results for large inputs, piece by piece: temporaries stay in the processor's cache.
+
+    Args:
+        function: From means and variances to any number of results.
+        mean: Means, any shape.
+        variance: Variances of the same shape.
+    """
+    if mean.numel() <= _PIECE or mean.is_cuda:
+        return function(mean, variance)
+    pieces = zip(mean.flatten().split(_PIECE), variance.flatten().split(_PIECE), strict=True)
+    results = zip(*(function(*each) for each in pieces), strict=True)
+    return tuple(torch.cat(each).view(mean.shape) for each in results)
 
 
 def least_variance(dtype: torch.dtype) -> float:
