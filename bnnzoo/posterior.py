@@ -272,7 +272,7 @@ class Posterior:
             stays as it is.
 
         Raises:
-            TypeError: If the guide is no `guides.MeanField`.
+            TypeError: If the guide is no `guides.MeanField`, or a `guides.MomentPropagation`.
         """
         from bnnzoo.sparsity import prune
 

@@ -45,6 +45,11 @@ def sparsity(posterior: Posterior, threshold: float = 5.0) -> Sparsity:
 def prune(posterior: Posterior, threshold: float = 5.0) -> Posterior:
     """A posterior whose weights below a signal-to-noise ratio are 0; see `Posterior.prune`."""
     guide, kept = _kept(posterior, threshold)
+    if isinstance(guide, MomentPropagation):
+        raise TypeError(
+            "a pruned posterior is that of guides.PrunedMeanField, which would train and predict by draws again: to "
+            "prune, train guides.MeanField with objectives.MomentELBO(), and predict with method='moments'"
+        )
     parameters, buffers = posterior.state()
     buffers["guide.kept"] = kept
     model = posterior._pair.copy().model

@@ -137,12 +137,12 @@ def calibrate(
         True
     """
     _check(x, variance, per, num_samples, check)
-    uncalibrate(network)
     modules = dict(network.named_modules())
     factors: dict[str, Tensor] = {}
     done = _Known()
     with torch.no_grad(), options(approximation, fallback), located(network):
         draws = _draw(network, x, variance, num_samples, seed)
+        uncalibrate(network)  # not before what may fail
 
         def correct(name: str, module: nn.Module, output: Any) -> Any:
             if not _takes_factor(output) or output in done:

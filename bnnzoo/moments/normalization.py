@@ -42,7 +42,8 @@ def _batch_norm(
     """Running statistics make it affine; those of a batch depend on every example."""
     if training or running_mean is None or running_var is None:
         raise NoRuleError(
-            "moments have no rule for batch normalization by the batch's own statistics: call .eval() on the network "
+            "moments have no rule for batch normalization by the batch's own statistics, which training needs: use "
+            "moments.MomentNorm, or train by draws (objectives.ELBO); elsewhere call .eval() on the network "
             "or the layer, so that it takes its running statistics (a layer with track_running_stats=False has none)"
         )
     scale = (running_var + eps).rsqrt()

@@ -46,7 +46,7 @@ def propagate(
 
     - `"ap1"`: every noise is replaced by its mean: the ordinary forward pass;
     - `"ap2"`: means and variances go through (`Moments`), differentiably;
-    - `"sample"`: mean and variance over draws of all noise.
+    - `"sample"`: mean and variance of `num_samples` draws of all noise (the variance divides by their number).
 
     What mode `"ap2"` makes of covariances:
 
@@ -109,12 +109,17 @@ def per_layer(
         mean: As for `propagate`.
         variance: As for `propagate`.
         mode: As for `propagate`.
-        **settings: As for `propagate`.
+        **settings: As for `propagate`; not `covariance="sensitivity"`, which is pulled back from one value.
 
     Raises:
-        ValueError: As of `propagate`.
+        ValueError: As of `propagate`, or if sensitivities are asked for.
         NoRuleError: As of `propagate`.
     """
+    if settings.get("covariance") == "sensitivity":
+        raise ValueError(
+            "covariance='sensitivity' is of one value, pulled back to the noise, and not of every layer: propagate "
+            "through the part of the network that ends with the layer, or take covariance='full'"
+        )
     layers: dict[str, Any] = {}
 
     def record(name: str, module: nn.Module, output: Any) -> None:

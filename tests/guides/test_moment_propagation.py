@@ -112,12 +112,12 @@ def test_it_is_saved_with_its_options(tmp_path):
     assert torch.equal(loaded.predict(X).std, posterior.predict(X).std)
 
 
-def test_a_pruned_one_is_a_mean_field():
+def test_what_pruning_would_make_of_it_is_refused():
     bnn = model()
     posterior = fit(bnn, guides.MomentPropagation(bnn), (X, Y), epochs=2)
-    pruned = posterior.prune(-1.0)
-    assert type(pruned.guide) is guides.PrunedMeanField
-    assert isinstance(pruned.predict(X, method="moments"), MomentPrediction)
+    assert 0 < posterior.sparsity(-1.0).total[0] <= 1
+    with pytest.raises(TypeError, match="train and predict by draws again"):
+        posterior.prune(-1.0)
 
 
 def test_arguments():

@@ -47,6 +47,15 @@ def true_errors(network, x, variance, draws=400):
     }
 
 
+def test_a_failed_calibration_leaves_the_former_one():
+    network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    calibrate(network, torch.randn(20, 3), 0.1)
+    factors = {name: value for name, value in network.state_dict().items() if "moment" in name}
+    with pytest.raises(RuntimeError):
+        calibrate(network, torch.randn(20, 4), 0.1)
+    assert {name for name in network.state_dict() if "moment" in name} == set(factors) != set()
+
+
 def test_few_draws_give_the_mean_logarithm_of_log_normal_ratios():
     variance = torch.rand(4000) ** 4
     log = 0.7 * torch.randn(4000) + 0.3

@@ -119,6 +119,11 @@ def test_hooks_are_gone_after_an_error_and_every_part_is_in_its_own_mode():
     assert [part.training for part in net.modules()] == before
 
 
+def test_sensitivities_of_every_layer_are_refused():
+    with pytest.raises(ValueError, match="of one value"):
+        per_layer(nn.Linear(2, 2), torch.zeros(1, 2), 0.1, covariance="sensitivity")
+
+
 def test_it_is_differentiable():
     net = network().double()
     mean = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
