@@ -362,6 +362,14 @@ def test_normalization_of_large_variances_is_right_up_to_the_size_of_the_example
     assert (draws.mean(0) - found.loc).abs().mean() < 3 / 200 * draws.std() + 1 / math.sqrt(20_000)
 
 
+@pytest.mark.parametrize("size", [2, 5])
+def test_normalization_divides_by_the_expected_spread_of_the_example(size):
+    x = Moments(random_tensor(size).loc, 1 + random_tensor(size).variance)
+    roots = (x.loc - x.loc.mean()) / F.layer_norm(x, (size,), eps=0.0).loc
+    spreads = draws_of(x, torch.Generator().manual_seed(4), 20_000).var(-1, correction=0)
+    assert_mean(spreads.unsqueeze(-1).expand(-1, size), roots.square(), 2 * size)
+
+
 def test_random_weights_of_a_normalization():
     x, w, b = random_tensor(2, 12), random_tensor(12, seed=1), random_tensor(12, seed=2)
     z = F.layer_norm(x, (12,))
