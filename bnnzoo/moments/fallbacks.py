@@ -55,22 +55,24 @@ _BLOCK = 2**24
 _Call = Callable[..., Any]
 
 
-def fall_back(func: Callable, args: Any, kwargs: Any) -> Any:
-    """Apply an operation that has no rule as the options say.
+def fall_back(func: Callable, args: Any, kwargs: Any, reason: str = "") -> Any:
+    """Apply an operation that has no rule, or none for these arguments, as the options say.
 
     Args:
         func: The operation.
         args: Its positional arguments, moments among them.
         kwargs: And those by name.
+        reason: Why its rule does not hold for them, if it has one.
 
     Raises:
         NoRuleError: If there is no fallback, or it does not suit the operation.
     """
     name, fallback = _name(func), current().fallback
     if fallback is None:
+        detail = f" ({reason})" if reason else ""
         raise NoRuleError(
-            f"moments have no rule for the operation {name}: choose fallback='linearize', 'quadrature' or 'sample' "
-            "(bnnzoo.moments.fallbacks), replace the operation, or give it a rule by the decorators of "
+            f"moments have no rule for the operation {name}{detail}: choose fallback='linearize', 'quadrature' or "
+            "'sample' (bnnzoo.moments.fallbacks), replace the operation, or give it a rule by the decorators of "
             "bnnzoo.moments.table"
         )
     inputs = [value for value in random_values(args, kwargs) if not value.certain]

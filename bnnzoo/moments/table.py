@@ -4,7 +4,7 @@ A rule takes the function's own arguments, `Moments` among them, and returns mom
 that one rule serves all ways to propagate (independent elements, sensitivities, full covariances):
 
 - `affine`: the function is affine in its random arguments; the rule adds what becomes of the variances.
-- `elementwise`: the rule is a function from means and variances to a mean and a variance.
+- `elementwise`: the rule is a function from a mean and a variance, of the first argument, to a mean and a variance.
 - any other function: written in terms of operations on moments that have rules.
 """
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnnzoo.moments.value import Moments, family, variances
+from bnnzoo.moments.value import Moments, family, random_values, substituted, variances
 
 RULES: dict[Callable, Callable[..., Any]] = {}
 
@@ -103,24 +103,40 @@ def affine(*functions: Callable) -> Callable[[_Rule], _Rule]:
 def elementwise(*functions: Callable) -> Callable[[_Rule], _Rule]:
     """Make the decorated function the moments of torch functions that act on each element.
 
-    It takes the function's arguments, a mean and a variance in place of each random one, and returns the result's mean
-    and variance. `inplace` and `out` are not its concern.
+    It takes the function's arguments, a mean and a variance in place of the first one, and returns the result's mean
+    and variance. Where another argument is random, or the rule raises `UnknownMomentsError`, the fallback is applied
+    instead; for functions of two random arguments see `apply_elementwise`. `inplace` is not its concern.
     """
 
     def register(moments: _Rule) -> _Rule:
         for each in functions:
-            RULES[each] = partial(_elementwise, moments)
+            RULES[each] = partial(_elementwise, moments, each)
         return moments
 
     return register
 
 
-def _elementwise(
-    moments: Callable[..., tuple[Tensor, Tensor]], *args: Any, inplace: bool = False, **kw: Any
-) -> Moments:
+class UnknownMomentsError(ValueError):
+    """Raised by elementwise rules for arguments of which they know no moments; says which they know."""
+
+
+def _elementwise(moments: Callable[..., tuple[Tensor, Tensor]], func: Callable, *args: Any, **kw: Any) -> Any:
     if "input" in kw:  # torch's name of the first argument
         args = (kw.pop("input"), *args)
-    return apply_elementwise(moments, *args, **kw)
+    args, kw = (args[0], *substituted(_settled, args[1:])), substituted(_settled, kw)
+    reason = "it has moments for one random argument, the first, alone"
+    if isinstance(args[0], Moments) and not random_values(args[1:], kw):
+        try:
+            return apply_elementwise(moments, *args, **kw)
+        except UnknownMomentsError as error:
+            reason = str(error)
+    from bnnzoo.moments.fallbacks import fall_back
+
+    return fall_back(func, args, kw, reason)
+
+
+def _settled(value: Any) -> Any:
+    return value.loc if isinstance(value, Moments) and value.certain else value
 
 
 def rearrangement(*functions: Callable) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
 
-from bnnzoo.moments import Moments, activations, options, table
+from bnnzoo.moments import Moments, NoRuleError, activations, options, propagate, table
 from tests.moments.scalar_rules import RULES, points, truth
 
 MEANS = (-10.0, -3.0, -1.3, -0.5, 0.0, 0.4, 1.0, 3.0, 6.5, 10.0)
@@ -248,19 +248,85 @@ def test_prelu_has_a_slope_for_each_channel():
         torch.testing.assert_close((got.loc[:, channel], got.variance[:, channel]), (one.loc, one.variance))
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2, 2)])
+def test_prelu_with_random_slopes(shape):
+    torch.manual_seed(0)
+    x = Moments(torch.randn(shape), torch.rand(shape))
+    slopes = Moments(torch.randn(shape[1]), torch.rand(shape[1]))
+    column = Moments(slopes.loc, slopes.variance).view(-1, *[1] * (len(shape) - 2))
+    layer = torch.prelu
+    got = layer(x, slopes)
+    # E y, and E y² = E max(0, x)² + E w² E min(0, x)², the two halves never being there together
+    above, below = F.relu(x), F.relu(-x)
+    mean = above.loc - column.loc * below.loc
+    square = above.second_moment + column.second_moment * below.second_moment
+    torch.testing.assert_close((got.loc, got.variance), (mean, square - mean.square()))
+    # of certain arguments, the one or the other
+    plain = layer(x.loc, slopes)
+    expected = x.loc.clamp_max(0.0).square() * column.variance
+    torch.testing.assert_close((plain.loc, plain.variance), (layer(x.loc, slopes.loc), expected))
+    known, want = layer(x, Moments(slopes.loc)), layer(x, slopes.loc)
+    torch.testing.assert_close((known.loc, known.variance), (want.loc, want.variance))
+
+
+@pytest.mark.parametrize("covariance", ["sensitivity", "full"])
+def test_prelu_with_random_slopes_has_covariances(covariance):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Sequential(torch.nn.PReLU(3)), torch.randn(2, 3)
+    random = Moments(torch.rand(3), torch.rand(3))
+    del layer[0].weight
+    layer[0].weight = random
+    got = propagate(layer, x, 0.5, covariance=covariance)
+    want = F.prelu(Moments(x, 0.5), random)
+    torch.testing.assert_close((got.loc, got.variance), (want.loc, want.variance))
+
+
+def test_rrelu_draws_its_slopes_in_training():
+    torch.manual_seed(0)
+    x = Moments(torch.tensor([-1.0, 0.3, 2.0]), torch.tensor([0.5, 2.0, 1.0]))
+    got, certain = F.rrelu(x, 0.1, 0.7, training=True), F.rrelu(Moments(x.loc), 0.1, 0.7, training=True)
+    slopes = Moments(torch.full((3,), 0.4), 0.6**2 / 12)
+    for found, value in ((got, x), (certain, Moments(x.loc, 0.0))):
+        want = [F.prelu(value[i], slopes[i]) for i in range(3)]
+        torch.testing.assert_close(found.loc, torch.stack([each.loc for each in want]))
+        torch.testing.assert_close(found.variance, torch.stack([each.variance for each in want]))
+    assert F.rrelu(Moments(x.loc)).certain
+
+
+RANDOM_BOUND = Moments(torch.zeros(2), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x**-1, "whole exponents from 0 on, not -1"),
+        (lambda x: torch.pow(x, 0.5), "whole exponents from 0 on, not 0.5"),
+        (lambda x: F.softplus(x, threshold=1), "threshold of at least 10, not 1"),
+        (lambda x: x.clamp(2, 1), "min=2 and max=1"),
+        (lambda x: torch.clamp(x.loc, RANDOM_BOUND, x.loc + 3), "one random argument, the first, alone"),
+        (lambda x: torch.clamp(x, min=RANDOM_BOUND), "one random argument, the first, alone"),
+        (lambda x: F.leaky_relu(x, RANDOM_BOUND), "one random argument, the first, alone"),
+        (lambda x: x.loc**RANDOM_BOUND, "operation Tensor"),
+    ],
+)
+def test_what_has_no_moments_takes_the_fallback(call, message):
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return call(x)
+
+    network, x = torch.nn.Sequential(torch.nn.Identity(), Layer()), torch.tensor([0.5, 0.7])
+    with pytest.raises(NoRuleError, match=rf"{message}.*\(in '1', a Layer\)"):
+        propagate(network, x, 1.0)
+    if "leaky_relu" in call.__code__.co_names:  # torch's takes numbers alone
+        return
+    result = propagate(network, x, 1.0, fallback="linearize")
+    torch.testing.assert_close(result.loc, propagate(network, x, 0.0, fallback="linearize").loc)
+    assert result.loc.shape == (2,)
+
+
 def test_what_has_no_moments_is_refused():
-    x = Moments(torch.zeros(2), 1.0)
-    for exponent in (-1, 0.5):
-        with pytest.raises(ValueError, match=f"whole exponents from 0 on, not {exponent}"):
-            x**exponent
-    with pytest.raises(ValueError, match="in eval mode only"):
-        F.rrelu(x, training=True)
-    with pytest.raises(ValueError, match="threshold of at least 10, not 1"):
-        F.softplus(x, threshold=1)
     with pytest.raises(ValueError, match="a lower bound, an upper one or both"):
         activations.clamp(torch.zeros(2), torch.ones(2))
-    with pytest.raises(ValueError, match="min=2 and max=1"):
-        x.clamp(2, 1)
 
 
 def test_infinite_bounds_are_none():

@@ -58,6 +58,7 @@ def test_statistics_are_those_of_a_large_data_set():
         nn.AdaptiveAvgPool2d(4),
         nn.AdaptiveMaxPool2d(1),
         nn.LeakyReLU(0.2),
+        nn.PReLU(4, 0.3),
         nn.BatchNorm2d(4),
         nn.Dropout2d(0.2),
         nn.ConvTranspose2d(4, 2, 2, stride=2),

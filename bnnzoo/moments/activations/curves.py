@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.activations import mixtures, paper
-from bnnzoo.moments.activations.gaussian import kink
+from bnnzoo.moments.activations.gaussian import Elementwise, kink
 from bnnzoo.moments.activations.quadrature import in_pieces, least_variance, nodes, smooth
-from bnnzoo.moments.table import elementwise, spellings
+from bnnzoo.moments.table import UnknownMomentsError, elementwise, spellings
 from bnnzoo.moments.value import current
 
 #: Exponents of e beyond which a factor counts as 0.
@@ -52,7 +52,7 @@ def power(mean: Tensor, variance: Tensor, exponent: int) -> tuple[Tensor, Tensor
         exponent: n, a whole number from 0 on.
 
     Raises:
-        ValueError: For other exponents, whose powers have no mean and variance, or none in closed form.
+        UnknownMomentsError: For other exponents, whose powers have no mean and variance, or none in closed form.
     """
     n = _whole(exponent)
     value, spread, factor = _moment(mean, variance, n), torch.zeros_like(mean), torch.ones_like(variance)
@@ -68,7 +68,9 @@ def _whole(exponent: object) -> int:
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if not isinstance(number, Integral) or number < 0:
-        raise ValueError(f"powers of Gaussian variables have moments for whole exponents from 0 on, not {exponent!r}")
+        raise UnknownMomentsError(
+            f"powers of Gaussian variables have moments for whole exponents from 0 on, not {exponent!r}"
+        )
     return int(number)
 
 
@@ -187,10 +189,10 @@ def softplus(mean: Tensor, variance: Tensor, beta: float = 1.0, threshold: float
         threshold: At least 10: above, torch takes βx for the function, which makes no difference to speak of.
 
     Raises:
-        ValueError: If the threshold is below 10.
+        UnknownMomentsError: If the threshold is below 10.
     """
     if threshold < 10:
-        raise ValueError(f"softplus has moments for a threshold of at least 10, not {threshold!r}")
+        raise UnknownMomentsError(f"softplus has moments for a threshold of at least 10, not {threshold!r}")
     value, spread = mixtures.softplus(beta * mean, beta**2 * variance)
     return value / beta, spread / beta**2
 
@@ -243,10 +245,8 @@ def selu(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return elu(mean, variance, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
-class _Below(torch.autograd.Function):
+class _Below(Elementwise):
     """Mean and variance of `h = min(0, eˣ - 1)`, whose derivatives follow from `h' = h + 1` below 0."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:

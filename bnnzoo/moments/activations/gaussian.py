@@ -80,10 +80,27 @@ def _tails(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return phi, outside, t.mul(second).neg_().add_(1).mul_(share), second
 
 
-class _Kink(torch.autograd.Function):
-    """Moments of `max(0, x)` in closed form, with closed derivatives; see `kink`."""
+class Elementwise(torch.autograd.Function):
+    """A function of tensors of one shape, each element for itself, with derivatives of its own.
 
-    generate_vmap_rule = True
+    Under vmap it acts on the whole stack at once: torch's own rule (`generate_vmap_rule`) costs milliseconds a call.
+    """
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        """The function of the stacks, whose first dimension vmap goes over."""
+        stacks = [_stacked(value, dim, info.batch_size) for value, dim in zip(args, in_dims, strict=True)]
+        return cls.apply(*stacks), 0
+
+
+def _stacked(value: Any, dim: int | None, size: int) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+class _Kink(Elementwise):
+    """Moments of `max(0, x)` in closed form, with closed derivatives; see `kink`."""
 
     @staticmethod
     def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,10 +177,8 @@ def sides(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return kink(mean, variance)[2] * random, kink(-mean, variance)[2] * random
 
 
-class _Beyond(torch.autograd.Function):
+class _Beyond(Elementwise):
     """`φ(t)`, `Φ(-t)`, `E[z - t; z > t]` and `E[(z - t)²; z > t]` for t ≥ 0; each is the next one's derivative."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.activations import paper
 from bnnzoo.moments.activations.gaussian import kink, sides
-from bnnzoo.moments.table import elementwise
-from bnnzoo.moments.value import current
+from bnnzoo.moments.arithmetic import is_random
+from bnnzoo.moments.table import apply_elementwise, elementwise, rule
+from bnnzoo.moments.value import Moments, current, mean_of
 
 
 @elementwise(F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -42,32 +45,65 @@ def leaky_relu(mean: Tensor, variance: Tensor, negative_slope: Tensor | float = 
     return value, variance * (slope**2 + 2 * slope * rest * mass) + rest**2 * spread
 
 
-@elementwise(F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_)
 def rrelu(
     mean: Tensor, variance: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Leaky ReLU with the mean of the slope's range, as in eval mode.
+    """Leaky ReLU whose slope is uniform in training, and the middle of its range in eval mode; exact.
 
-    Raises:
-        ValueError: If it is in training mode, where it draws slopes.
+    Args:
+        mean: Means.
+        variance: Variances.
+        lower: Of the slope's range.
+        upper: The same.
+        training: Whether slopes are drawn, one for each element.
     """
-    if training:
-        raise ValueError("rrelu has moments in eval mode only (training=False): in training it draws its slopes")
-    return leaky_relu(mean, variance, (lower + upper) / 2)
+    slope = (lower + upper) / 2
+    if not training:
+        return leaky_relu(mean, variance, slope)
+    return _random_slope(mean, variance, slope, (upper - lower) ** 2 / 12)
 
 
-@elementwise(F.prelu, torch.prelu, Tensor.prelu)
+@rule(F.rrelu, torch.rrelu, random=True)
+def _rrelu(input: Moments, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+    if not training:
+        return F.leaky_relu(input, (lower + upper) / 2)
+    return apply_elementwise(partial(rrelu, lower=lower, upper=upper, training=True), input)
+
+
 def prelu(mean: Tensor, variance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Leaky ReLU of a learned slope, or of one for each channel (dimension 1).
+
+    A random slope w, independent of x, adds `Var(w) E min(0, x)²` to the variance; exact.
 
     Args:
         mean: Means, [N, C, ...].
         variance: Variances.
         weight: Slopes, [1] or [C].
     """
-    if mean.dim() > 2 and weight.numel() > 1:
-        weight = weight.view(-1, *[1] * (mean.dim() - 2))
-    return leaky_relu(mean, variance, weight)
+    return leaky_relu(mean, variance, _by_channel(weight, mean))
+
+
+def _by_channel(weight: Tensor, input: Tensor) -> Tensor:
+    """Slopes that broadcast with their input."""
+    return weight.view(-1, *[1] * (input.dim() - 2)) if input.dim() > 2 and weight.numel() > 1 else weight
+
+
+def _random_slope(
+    mean: Tensor, variance: Tensor, slope: Tensor | float, slope_variance: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    value, spread = leaky_relu(mean, variance, slope)
+    below, narrow, _, _ = kink(-mean, variance)  # -min(0, x)
+    return value, spread + slope_variance * (below.square() + narrow)
+
+
+@rule(F.prelu, torch.prelu, Tensor.prelu)
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    slope = _by_channel(weight, input)
+    if not is_random(input):
+        return input.clamp_min(0.0) + input.clamp_max(0.0) * slope
+    if is_random(slope):
+        return apply_elementwise(_random_slope, input, slope)
+    return apply_elementwise(leaky_relu, input, mean_of(slope))
 
 
 @elementwise(torch.abs, torch.abs_, torch.absolute, Tensor.abs, Tensor.abs_, Tensor.absolute, Tensor.absolute_)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnnzoo.moments.activations.gaussian import Elementwise
 from bnnzoo.moments.activations.quadrature import in_pieces
 
 #: Variance σ_S² of the standard logistic distribution.
@@ -71,10 +72,8 @@ NORMAL = Mixture((1.0,), (1.0,))
 NORMAL_BUMP = _normal_bump()
 
 
-class _Smoothed(torch.autograd.Function):
+class _Smoothed(Elementwise):
     """Means of a mixture's derivatives; see `smoothed`. Their own derivatives are those of higher order."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.activations.gaussian import beyond, inverse_scale, scale
-from bnnzoo.moments.table import elementwise, spellings
+from bnnzoo.moments.table import UnknownMomentsError, elementwise, spellings
 
 Number = Tensor | float
 Polynomial = Sequence[Number]
@@ -119,12 +119,12 @@ def clamp(
         max: The upper bound, or None.
 
     Raises:
-        ValueError: If there is no bound, or the lower one is above the upper one.
+        UnknownMomentsError: If there is no bound, or the lower one is above the upper one.
     """
     if min is None and max is None:
-        raise ValueError("clamp needs a lower bound, an upper one or both")
+        raise UnknownMomentsError("clamp needs a lower bound, an upper one or both")
     if isinstance(min, Real) and isinstance(max, Real) and min > max:
-        raise ValueError(f"clamp needs a lower bound below the upper one, not min={min!r} and max={max!r}")
+        raise UnknownMomentsError(f"clamp needs a lower bound below the upper one, not min={min!r} and max={max!r}")
     low = [each for each in (min,) if each is not None and not _infinite(each)]
     high = [each for each in (max,) if each is not None and not _infinite(each)]
     return piecewise(mean, variance, low + high, [*([each] for each in low), [0.0, 1.0], *([each] for each in high)])
