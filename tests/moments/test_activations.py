@@ -162,6 +162,24 @@ def test_vmap_gives_the_same(name):
         torch.testing.assert_close(mapped, plain)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # torch's own
+@every_rule
+def test_forward_differentiation_gives_the_same(name):
+    mean, variance = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    function, ones = partial(moments, RULES[name]), torch.ones_like(mean)
+
+    def slope(mean):  # of the mean alone
+        return torch.func.jvp(lambda mean: function(mean, variance), (mean,), (ones,))[1]
+
+    _, forward = torch.func.jvp(function, (mean, variance), (ones, 2 * ones))
+    for k in range(2):
+        back = torch.func.grad(lambda *both, k=k: function(*both)[k].sum(), (0, 1))(mean, variance)
+        torch.testing.assert_close(forward[k], back[0] + 2 * back[1])
+        torch.testing.assert_close(slope(mean)[k], back[0])
+        each = torch.func.vmap(torch.func.jacfwd(lambda *both, k=k: function(*both)[k]))
+        torch.testing.assert_close(each(mean, variance).flatten(), back[0])
+
+
 @pytest.mark.parametrize("name", ["leaky_relu", "hardswish", "sigmoid", "ndtr", "elu", "sign"])
 def test_second_derivatives_are_those_of_the_first(name):
     mean = torch.tensor([-1.2, 0.3, 2.0], dtype=torch.float64, requires_grad=True)

@@ -255,15 +255,25 @@ class _Below(Elementwise):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_forward(*inputs, *output)
+
+    @staticmethod
+    def jvp(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = _slopes_below(*ctx.saved_tensors)
+        return by_mean * slopes[0] + by_variance * slopes[1], by_mean * slopes[2] + by_variance * slopes[3]
 
     @staticmethod
     def backward(ctx: Any, by_value: Tensor, by_spread: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance, value, spread = ctx.saved_tensors
-        _, _, mass, density = kink(mean, variance)
-        slope = value + 1 - mass
-        to_mean = by_value * slope + 2 * by_spread * (spread + value * mass)
-        bend = 2 * spread + slope + value * (1 + value + mass + density)
-        return to_mean, 0.5 * by_value * (slope - density) + by_spread * bend
+        slopes = _slopes_below(*ctx.saved_tensors)
+        return by_value * slopes[0] + by_spread * slopes[2], by_value * slopes[1] + by_spread * slopes[3]
+
+
+def _slopes_below(mean: Tensor, variance: Tensor, value: Tensor, spread: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives of value and spread, of each by the mean and by the variance."""
+    _, _, mass, density = kink(mean, variance)
+    slope = value + 1 - mass
+    bend = 2 * spread + slope + value * (1 + value + mass + density)
+    return slope, 0.5 * (slope - density), 2 * (spread + value * mass), bend
 
 
 def _exponential_below(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

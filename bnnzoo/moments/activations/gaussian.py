@@ -122,7 +122,19 @@ class _Kink(Elementwise):
         mean, variance = inputs
         above, _, mass, dens = output
         ctx.save_for_backward(mean, variance, above, mass, dens)
+        ctx.save_for_forward(mean, variance, above, mass, dens)
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        mean, variance, above, mass, dens = ctx.saved_tensors
+        by_mean, by_variance = (0.0 if each is None else each for each in tangents)
+        least = variance.clamp_min(LEAST_VARIANCE)
+        slope = mean / least * dens
+        to_above = by_mean * mass + 0.5 * by_variance * dens
+        to_spread = 2 * above * (by_mean - to_above) + by_variance * mass
+        to_density = 0.5 * by_variance * (mean * slope - dens) / least - by_mean * slope
+        return to_above, to_spread, by_mean * dens - 0.5 * by_variance * slope, to_density
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -188,6 +200,13 @@ class _Beyond(Elementwise):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(inputs[0], *output)
+        ctx.save_for_forward(inputs[0], *output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, ...]:
+        t, phi, outside, first, _ = ctx.saved_tensors
+        near = t.clamp(max=REACH)
+        return -tangent * near * phi, -tangent * phi, -tangent * outside, -2 * tangent * first
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -84,24 +84,36 @@ class _Smoothed(Elementwise):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:2], *output)
+        ctx.save_for_forward(*inputs[:2], *output)
         ctx.mixture, ctx.first = inputs[2:4]
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def jvp(ctx: Any, by_mean: Tensor | None, by_variance: Tensor | None, *rest: None) -> tuple[Tensor, ...]:
+        count = len(ctx.saved_tensors) - 2
+        own = _orders(ctx, count + 2)
+        to_mean, to_variance = 0.0 if by_mean is None else by_mean, 0.0 if by_variance is None else 0.5 * by_variance
+        return tuple(to_mean * own[k + 1] + to_variance * own[k + 2] for k in range(count))
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        mean, variance, *own = ctx.saved_tensors
-        given = [k for k, grad in enumerate(grads) if grad is not None]
-        missing = given[-1] + 3 - len(own) if given else 0
-        if missing > 0:
-            start = ctx.first + len(own)
-            own = [*own, *_Smoothed.apply(mean, variance, ctx.mixture, start, missing, False)]
+        given = {k: grad for k, grad in enumerate(grads) if grad is not None}
+        own = _orders(ctx, max(given) + 3 if given else 0)
         to_mean: Tensor | None = None
         to_variance: Tensor | None = None
-        for k in given:
-            by_mean, by_variance = grads[k] * own[k + 1], grads[k] * own[k + 2]
+        for k, grad in given.items():
+            by_mean, by_variance = grad * own[k + 1], grad * own[k + 2]
             to_mean = by_mean if to_mean is None else to_mean + by_mean
             to_variance = by_variance if to_variance is None else to_variance + by_variance
         return to_mean, None if to_variance is None else 0.5 * to_variance, None, None, None, None
+
+
+def _orders(ctx: Any, count: int) -> list[Tensor]:
+    """Means of as many derivatives, those that are known and further ones."""
+    mean, variance, *own = ctx.saved_tensors
+    if count > len(own):
+        own += _Smoothed.apply(mean, variance, ctx.mixture, ctx.first + len(own), count - len(own), False)
+    return own
 
 
 def _smoothed(
