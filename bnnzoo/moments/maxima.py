@@ -20,15 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnnzoo.moments.activations.paper import SHORTCUT
 from bnnzoo.moments.fallbacks import fall_back
 from bnnzoo.moments.table import apply_elementwise, rule, spellings
 from bnnzoo.moments.value import Moments, NoRuleError, current
 
 #: Standard scores beyond these count as these: the smaller one of two has no chance of 1e-33.
 _FARTHEST = 12.0
-
-#: The paper's constant of the variance's shortcut S(a/t).
-_SHORTCUT = 0.3729
 
 
 def maximum(mean: Tensor, variance: Tensor, other: Tensor, other_variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +59,7 @@ def maximum(mean: Tensor, variance: Tensor, other: Tensor, other_variance: Tenso
     gain = density - a.abs() * torch.minimum(wins, loses)
     top = torch.maximum(mean, other) + total / scale * gain
     if current().approximation == "paper":
-        spread = variance * torch.sigmoid(a / _SHORTCUT) + other_variance * torch.sigmoid(-a / _SHORTCUT)
+        spread = variance * torch.sigmoid(a / SHORTCUT) + other_variance * torch.sigmoid(-a / SHORTCUT)
     else:
         # R(a) - Φ(a), even in a: negative
         less = a.square() * wins * loses + a * density * (loses - wins) - density.square()

@@ -1,6 +1,6 @@
-"""Approximations of Shekhovtsov & Flach (2018) by name, for comparisons; nothing else depends on them.
+"""Approximations of Shekhovtsov & Flach (2018) by name, for comparisons.
 
-The rules take some of them under `options(approximation="paper")`: see each rule.
+The rules take some of them under `options(approximation="paper")`, and none under `"exact"`: see each rule.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from bnnzoo.moments.activations.gaussian import inverse_scale, scale
 from bnnzoo.moments.activations.mixtures import LOGISTIC_VARIANCE
 
-#: Fitted scale t of the shortcut S(a/t) for the variance of max(0, x).
-_RAMP = 0.3729
+#: Fitted scale t of the shortcut S(a/t) for the variance of max(0, x), and of the maximum of two.
+SHORTCUT = 0.3729
 
 
 def sigmoid_mean_ap2a(mean: Tensor, variance: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def relu_variance(mean: Tensor, variance: Tensor, slope: Tensor | float = 0.0) -
         variance: Of the input.
         slope: α, the slope below 0.
     """
-    return variance * (slope**2 + (1 - slope**2) * torch.sigmoid(mean * inverse_scale(variance) / _RAMP))
+    return variance * (slope**2 + (1 - slope**2) * torch.sigmoid(mean * inverse_scale(variance) / SHORTCUT))
 
 
 def heaviside_logistic(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
