@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bnnzoo._types import Distribution
 from bnnzoo.likelihoods import Likelihood, MomentTargets
 from bnnzoo.moments import Moments
+from bnnzoo.moments.origins import Origin
 from bnnzoo.priors import Prior, map_tensors, resolve
 from bnnzoo.weights import Block, Layout, ScalarNormal
 
@@ -216,6 +217,8 @@ class BayesianNetwork(Program):
         try:
             for name, places in self._places.items():
                 value = values[name]
+                if isinstance(value, Moments) and not value.certain:
+                    value.origin = Origin(name)  # each pass counts its own uses
                 for module, attribute in places:
                     originals.append((module, attribute, module._parameters[attribute]))
                     module._parameters[attribute] = value  # type: ignore[assignment]

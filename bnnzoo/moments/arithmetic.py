@@ -1,4 +1,7 @@
-"""Sums, differences, products and averages. Two values are independent, unless they are the same object."""
+"""Sums, differences, products and averages. Two values are independent, unless they are the same object.
+
+Products of views of one value, in which elements meet themselves, are refused.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnnzoo.moments.fallbacks import fall_back
+from bnnzoo.moments.origins import coincide, dependent
 from bnnzoo.moments.table import affine, apply_affine, apply_elementwise, rearrangement, rule, spellings
 from bnnzoo.moments.value import Moments, mean_of
 
@@ -52,6 +56,8 @@ def multiply(input: Any, other: Any) -> Any:
     if input is other:
         return torch.square(input)
     if is_random(input) and is_random(other):
+        if coincide(input.loc, other.loc):
+            raise dependent("torch.mul")
         return apply_elementwise(product, input, other)
     return apply_affine(torch.mul, _scaled, input, other)
 

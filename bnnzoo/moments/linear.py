@@ -9,6 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnnzoo.moments.arithmetic import is_random
+from bnnzoo.moments.origins import dependent, overlap
 from bnnzoo.moments.table import apply_affine, rule
 from bnnzoo.moments.value import Moments, mean_of
 from bnnzoo.rules import per_example
@@ -35,6 +37,8 @@ def _layer(
         kwargs: The same by name.
     """
     x = input if isinstance(input, Moments) else Moments(input)
+    if is_random(weight) and is_random(x) and overlap(x.loc, mean_of(weight)):
+        raise dependent(op.__name__)
     noise = weight.input_noise if isinstance(weight, Moments) else None
     if noise is not None:
         x = x.times_noise(noise, per_example(x, spatial))
@@ -63,7 +67,7 @@ def _from_input(
     return op(variance, weight.square(), None, *args, **kwargs)
 
 
-_LAYERS: dict[Callable, int] = {
+LAYERS: dict[Callable, int] = {
     F.linear: 0,
     F.conv1d: 1,
     F.conv2d: 2,
@@ -72,5 +76,5 @@ _LAYERS: dict[Callable, int] = {
     F.conv_transpose2d: 2,
     F.conv_transpose3d: 3,
 }
-for _op, _spatial in _LAYERS.items():
+for _op, _spatial in LAYERS.items():
     rule(_op)(partial(_layer, _op, _spatial))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnnzoo.moments.arithmetic import is_random
+from bnnzoo.moments.fallbacks import fall_back
+from bnnzoo.moments.origins import dependent, overlap
 from bnnzoo.moments.table import apply_affine, rule, spellings
-from bnnzoo.moments.value import Moments, NoRuleError, mean_of
+from bnnzoo.moments.value import Moments, NoRuleError, current, family, mean_of
 
 
 def contract(op: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
@@ -26,15 +29,27 @@ def contract(op: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         op: The operation, linear in each factor.
         a: The first factor, a tensor or moments.
         b: The second factor, at least one of them random.
+
+    Raises:
+        NoRuleError: If they have elements in common, and there is no fallback.
     """
+    if is_random(a) and is_random(b) and overlap(a.loc, b.loc):
+        if a is b and current().fallback is not None:
+            return fall_back(op, (a, b), {})
+        raise dependent("a matrix product or an einsum")
+    way = family(a, b)
+    if is_random(b) and type(b) is Moments is not way:  # its elements are independent noise to any way of propagating
+        return contract(op, a, b.loc).plus_weight_noise(_weighted(op), a, b.variance, None)
+    if is_random(a) and type(a) is Moments is not way:
+        return contract(op, a.loc, b).plus_weight_noise(_weighted(lambda x, y: op(y, x)), b, a.variance, None)
+    if not (is_random(a) or is_random(b)):
+        return way(op(mean_of(a), mean_of(b)))
     if not is_random(b):
         return apply_affine(op, partial(_variance, op), a, mean_of(b))
     if not is_random(a):
         return apply_affine(op, partial(_variance, op), mean_of(a), b)
-    if type(b) is Moments:  # its elements are independent noise to any way of propagating
-        return contract(op, a, b.loc).plus_weight_noise(_weighted(op), a, b.variance, None)
-    if type(a) is Moments:
-        return contract(op, a.loc, b).plus_weight_noise(_weighted(lambda x, y: op(y, x)), b, a.variance, None)
+    if way is Moments:
+        return contract(op, a, b.loc).plus_noise(op(a.second_moment, b.variance))
     both: Any = torch.add(contract(op, a, b.loc), contract(op, a.loc, torch.sub(b, b.loc)))
     return both.plus_noise(op(a.variance, b.variance))
 
@@ -48,6 +63,8 @@ def _weighted(op: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
 
 
 def _matmul(op: Callable, input: Any, other: Any) -> Any:
+    if type(other) is Moments and isinstance(input, Moments) and input.dim() == other.dim() == 2 and input is not other:
+        return F.linear(input, other.t())  # every output has weights of its own
     return contract(op, input, other)
 
 
@@ -64,7 +81,7 @@ def _dot(input: Any, other: Any) -> Any:
 
 @rule(*spellings("outer", "ger"))
 def _outer(input: Any, vec2: Any) -> Any:
-    return torch.mul(torch.unsqueeze(input, -1), vec2)
+    return contract(torch.outer, input, vec2)
 
 
 @rule(*spellings("addmm", "addmv", "baddbmm"))
@@ -105,9 +122,17 @@ def _einsum(equation: str, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     terms, output = _parsed(equation, operands)
-    random = [(term, x) for term, x in zip(terms, operands, strict=True) if is_random(x)]
-    fixed = [(term, mean_of(x)) for term, x in zip(terms, operands, strict=True) if not is_random(x)]
-    return _contracted(random, fixed, output)
+    way = family(operands)
+    # what is certain gives the result its way of propagating, where all that is random are plain moments
+    keep = way is not Moments and all(type(x) is Moments for x in operands if is_random(x))
+    chosen = [is_random(x) or (keep and type(x) is way) for x in operands]
+    every = list(zip(terms, operands, chosen, strict=True))
+    random = [(term, x) for term, x, is_chosen in every if is_chosen]
+    if any(overlap(a.loc, b.loc) for (_, a), (_, b) in combinations(random, 2) if is_random(a) and is_random(b)):
+        if len({id(x) for _, x in random}) == 1 and current().fallback is not None:
+            return fall_back(torch.einsum, (equation, *operands), {})
+        raise dependent("torch.einsum")
+    return _contracted(random, [(term, mean_of(x)) for term, x, is_chosen in every if not is_chosen], output)
 
 
 _Factor = tuple[str, Any]  # an operand and its indices
@@ -131,6 +156,11 @@ def _contracted(random: list[_Factor], fixed: list[_Factor], output: str) -> Any
             a,
         )
     (s, a), (t, b) = random
+    if fixed and (type(a) is Moments) != (type(b) is Moments):
+        raise NoRuleError(
+            "covariances have no rule for an einsum of a random weight with three and more factors: multiply the "
+            "others with the data first"
+        )
     if not fixed:
         return contract(lambda x, y: _plain([(s, x), (t, y)], output), a, b)
     both: Any = torch.add(

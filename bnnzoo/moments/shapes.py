@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnnzoo.moments.table import affine, apply_affine, rearrangement, rule, spellings
-from bnnzoo.moments.value import Moments, NoRuleError, mean_of, variance_of, variances
+from bnnzoo.moments.table import _rearranged, affine, apply_affine, rearrangement, rule, spellings
+from bnnzoo.moments.value import Moments, NoRuleError, family, mean_of, variance_of, variances
 
 _NAMES = """
     reshape reshape_as view view_as flatten unflatten ravel squeeze unsqueeze atleast_1d atleast_2d atleast_3d
     permute transpose t adjoint movedim moveaxis swapaxes swapdims flip fliplr flipud roll rot90
-    contiguous clone detach to type type_as float double half bfloat16 cpu cuda
+    contiguous clone detach float double half bfloat16 cpu cuda
     expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
     cat concat concatenate stack hstack vstack dstack column_stack block_diag
     chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind
@@ -25,6 +27,18 @@ _NAMES = """
 
 rearrangement(*spellings(*_NAMES.split()))
 rearrangement(*(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data")))
+
+
+def _cast(func: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Casts between real types; whole numbers would have other moments."""
+    result = apply_affine(func, partial(_rearranged, func), *args, **kwargs)
+    if isinstance(result, Tensor) and not result.is_floating_point():
+        raise NoRuleError(f"moments have no rule for a cast to {result.dtype}: rounded values have other variances")
+    return result
+
+
+for _func in spellings("to", "type", "type_as"):
+    rule(_func)(partial(_cast, _func))
 
 
 @rule(Tensor.__iter__)
@@ -42,6 +56,10 @@ def _embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
     def rows(table: Tensor) -> Tensor:
         return F.embedding(mean_of(input), table, *args, **kwargs)
 
+    if family(input, weight) is not type(weight) and not input.is_floating_point():
+        # rows that an example has twice share their noise: those of a linear layer, which knows
+        one_hot = (input.loc.unsqueeze(-1) == torch.arange(len(weight), device=weight.device)).to(weight.dtype)
+        return F.linear(type(input)(one_hot), weight.t())
     return apply_affine(rows, lambda table: rows(table.variance), weight)
 
 

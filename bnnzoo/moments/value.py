@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bnnzoo.rules import METADATA
+
+if TYPE_CHECKING:
+    from bnnzoo.moments.origins import Origin
 
 Approximation = Literal["exact", "paper"]
 Fallback = Literal["linearize", "quadrature", "sample"]
@@ -104,7 +107,7 @@ class Moments(torch.Tensor):
         loc: The means. (`mean` is the method of tensors: networks call it to average.)
 
     Raises:
-        ValueError: If the variance does not broadcast to the mean's shape.
+        ValueError: If the variance does not broadcast to the mean's shape, or the mean is not floating-point.
 
     Example:
         >>> import torch
@@ -120,10 +123,18 @@ class Moments(torch.Tensor):
     #: Of a weight: the variance α of multiplicative noise of mean 1 on its input units; `variance` is α loc² then.
     input_noise: Tensor | None = None
 
+    #: Of a random weight, and of what is made of one alone: where it comes from.
+    origin: Origin | None = None
+
+    #: Whether elements share the noise of a weight's input units, which variances do not tell.
+    shares_noise: bool = False
+
     @staticmethod
     def __new__(cls, mean: Tensor, variance: Tensor | float | None = None) -> Moments:  # noqa: D102
         value = torch.Tensor._make_wrapper_subclass(cls, mean.shape, dtype=mean.dtype, device=mean.device)
         if variance is not None:
+            if not mean.is_floating_point():
+                raise ValueError(f"a mean of {mean.dtype} has no variance: means are floating-point where there is one")
             if not isinstance(variance, Tensor):
                 variance = mean.new_full((), variance).expand(mean.shape)
             elif variance.shape != mean.shape:
@@ -255,14 +266,23 @@ class Moments(torch.Tensor):
                 return func(*args, **kwargs)
         if func in PLAIN:
             return func(*means(args), **means(kwargs))
-        if func not in RANDOM and all(value.certain for value in random_values(args, kwargs)):
+        values = random_values(args, kwargs)
+        if func not in RANDOM and all(value.certain for value in values):
             return paired(func(*means(args), **means(kwargs)), cls=family(args, kwargs))
-        rule = RULES.get(func)
-        if rule is not None:
-            return rule(*args, **kwargs)
-        from bnnzoo.moments.fallbacks import fall_back
 
-        return fall_back(func, args, kwargs)
+        def apply(args: Any, kwargs: Any) -> Any:
+            rule = RULES.get(func)
+            if rule is not None:
+                return rule(*args, **kwargs)
+            from bnnzoo.moments.fallbacks import fall_back
+
+            return fall_back(func, args, kwargs)
+
+        if any(value.origin is not None or value.input_noise is not None or value.shares_noise for value in values):
+            from bnnzoo.moments.origins import applied
+
+            return applied(apply, func, args, kwargs)
+        return apply(args, kwargs)
 
     def become(self, result: Moments) -> Moments:
         """Take a result's place of the same shape and dtype: what operations in place do.
@@ -358,7 +378,7 @@ def paired(mean: Any, variance: Any = None, cls: type[Moments] = Moments) -> Any
         given = (None,) * len(mean) if variance is None else variance
         parts = [paired(*both, cls) for both in zip(mean, given, strict=True)]
         return type(mean)(*parts) if hasattr(mean, "_fields") else type(mean)(parts)  # named ones keep their names
-    return cls(mean, variance) if isinstance(mean, Tensor) else mean
+    return cls(mean, variance if mean.is_floating_point() else None) if isinstance(mean, Tensor) else mean
 
 
 def random_values(*arguments: Any) -> list[Moments]:

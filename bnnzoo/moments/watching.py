@@ -12,6 +12,11 @@ from torch import nn
 _unheard: ContextVar[bool] = ContextVar("unheard", default=False)
 
 
+def passing_unheard() -> bool:
+    """Whether the pass is one of a network's own, see `unheard`."""
+    return _unheard.get()
+
+
 @contextmanager
 def unheard() -> Iterator[None]:
     """A pass of a network's own inside, that is no call of its layers."""
