@@ -98,7 +98,8 @@ class MomentELBO(Objective):
             TypeError: If the model is not a `BayesianNetwork`.
             ValueError: If the guide has no mean and variance for a site, or `softmax` is given and the targets are not
                 class labels.
-            NoRuleError: If an operation of the network has no rule, and there is no fallback.
+            NoRuleError: If an operation of the network has no rule, and there is no fallback; or if a random weight is
+                used more than once in a pass (tied weights, a layer that is called again).
         """
         bnn = unwrap(model)
         if not isinstance(bnn, BayesianNetwork):
