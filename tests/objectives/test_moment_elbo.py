@@ -320,6 +320,20 @@ class TestNetworks:
         found = data_term(MomentELBO(), bnn, guide, X, Y).detach().double()
         assert_mean(terms.sum(1), found, comparisons=1)
 
+    def test_random_slopes_of_its_activation_are_exact_too(self):
+        with seeded(3):
+            network = nn.Sequential(nn.Linear(D, 6), nn.PReLU(6, init=0.3), nn.Linear(6, 1))
+        bnn = BayesianNetwork(network, likelihoods.Gaussian(0.8), dist.Normal(0.0, 1.0))
+        guide = wide(bnn, scale=0.4)
+        q = {name: (each.mean.detach(), each.variance.sqrt().detach()) for name, each in guide.distributions().items()}
+        draws = {n: m + s * normal(100_000, *m.shape, seed=20 + i) for i, (n, (m, s)) in enumerate(q.items())}
+        hidden = torch.einsum("sij,nj->sni", draws["0.weight"], X) + draws["0.bias"][:, None]
+        hidden = hidden.relu() - draws["1.weight"][:, None] * (-hidden).relu()
+        output = torch.einsum("soi,sni->sn", draws["2.weight"], hidden) + draws["2.bias"]
+        terms = -dist.Normal(output, 0.8).log_prob(Y).double()
+        found = data_term(MomentELBO(), bnn, guide, X, Y).detach().double()
+        assert_mean(terms.sum(1), found, comparisons=1)
+
     def test_no_draw_no_noise(self):
         bnn = self.one_hidden_layer(likelihoods.Gaussian(dist.LogNormal(-1.0, 0.5)))
         guide = wide(bnn)
