@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnnzoo.moments.activations.gaussian import inverse_scale, scale
+from bnnzoo.moments.activations.gaussian import LEAST_VARIANCE, inverse_scale, scale
 from bnnzoo.moments.activations.mixtures import LOGISTIC_VARIANCE
 
 #: Fitted scale t of the shortcut S(a/t) for the variance of max(0, x), and of the maximum of two.
 SHORTCUT = 0.3729
+
+#: Standard scores beyond these count as these: probabilities of 1e-33 differ from 0 for nobody, denormals are slow.
+_FARTHEST = 12.0
 
 
 def sigmoid_mean_ap2a(mean: Tensor, variance: Tensor) -> Tensor:
@@ -33,11 +36,18 @@ def sigmoid_mean_pea(mean: Tensor, variance: Tensor) -> Tensor:
 
     It is `Φ(a) + ½ 2^(σ² ln2 / 2) (2^μ Φ(-(μ + σ² ln2)/σ) - 2^(-μ) Φ((μ - σ² ln2)/σ))`, a = μ/σ.
     """
-    inverse, rate = inverse_scale(variance), math.log(2)
-    a, b = mean * inverse, rate * scale(variance)
-    below = torch.exp(rate * mean + 0.5 * b.square() + torch.special.log_ndtr(-a - b))
-    above = torch.exp(-rate * mean + 0.5 * b.square() + torch.special.log_ndtr(a - b))
-    return torch.special.ndtr(a) + 0.5 * (below - above)
+    std, rate = variance.clamp_min(LEAST_VARIANCE).sqrt(), math.log(2)
+
+    def side(sign: float) -> Tensor:
+        # 2^(±μ-1) e^(σ² ln²2 / 2) Φ(b), b = (∓μ - σ² ln 2)/σ, where what is before Φ overflows as Φ vanishes: with
+        # erfcx(-b/√2) = 2 e^(b²/2) Φ(b) that is e^(-μ²/2σ²) erfcx(-b/√2) / 4
+        score = (-sign * mean - rate * variance) / std
+        near = (0.5 * rate**2 * variance + sign * rate * mean).clamp_max(0.0).exp() * torch.special.ndtr(score)
+        peak = (-0.5 * (mean / std).clamp(-_FARTHEST, _FARTHEST).square()).exp()
+        far = 0.5 * peak * torch.special.erfcx(-score.clamp_max(0.0) / math.sqrt(2.0))
+        return 0.5 * torch.where(score > 0, near, far)
+
+    return (torch.special.ndtr(mean / std) + side(1.0) - side(-1.0)).clamp(0.0, 1.0)
 
 
 def sigmoid_variance(mean: Tensor, variance: Tensor) -> Tensor:
