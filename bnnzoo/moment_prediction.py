@@ -6,29 +6,29 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bnnzoo import likelihoods
 from bnnzoo._vectorize import CountingBytes, seeded
 from bnnzoo.guides import Empirical, MomentPropagation
+from bnnzoo.hermite import gauss_hermite
 from bnnzoo.likelihoods import Likelihood
 from bnnzoo.likelihoods.base import squeeze
+from bnnzoo.likelihoods.moment_targets import check_sites
 from bnnzoo.likelihoods.quadrature import root
 from bnnzoo.moment_families import BernoulliTargets, CategoricalTargets, NormalTargets, PoissonTargets, expected
-from bnnzoo.moments import Moments, Nodes, NoRuleError, options
-from bnnzoo.moments.covariance import JointMoments
+from bnnzoo.moments import Nodes, options
 from bnnzoo.moments.errors import located
-from bnnzoo.moments.propagation import Covariance, entering
+from bnnzoo.moments.propagation import Covariance, entering, leaving
 from bnnzoo.moments.sites import NoMomentsError
 from bnnzoo.moments.softmax import Softmax, log_softmax
-from bnnzoo.moments.value import Approximation, Fallback, Options
+from bnnzoo.moments.value import Approximation, Fallback, Options, check_softmax
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
-from bnnzoo.prediction import Prediction
+from bnnzoo.prediction import Prediction, of_chain
 
 if TYPE_CHECKING:
     from bnnzoo.posterior import Posterior
@@ -144,16 +144,9 @@ class MomentPrediction(Prediction):
         with seeded(seed, self.parameters["loc"].device), torch.no_grad():
             return self.distribution.sample((num_samples,)).squeeze(2).transpose(0, 1)
 
-    def chain(self, index: int) -> MomentPrediction:
+    def chain(self, index: int) -> Self:
         """The prediction of one chain alone."""
-        chains = self.shape[0]
-        if not 0 <= index < chains:
-            raise IndexError(f"there is no chain {index}; chains are 0 to {chains - 1}")
-        parameters, outputs = (
-            {name: value if len(value) == 1 else value[index : index + 1] for name, value in values.items()}
-            for values in (self.parameters, self.outputs)
-        )
-        return replace(self, parameters=parameters, outputs=outputs)
+        return replace(super().chain(index), outputs=of_chain(self.outputs, index))
 
 
 #: What `predict` may be told besides the inputs.
@@ -189,8 +182,7 @@ def predict(
         raise ValueError(f"covariance must be one of {', '.join(map(repr, get_args(Covariance)))}, not {covariance!r}")
     if softmax is not None and not isinstance(likelihood, likelihoods.Categorical):
         raise ValueError(f"softmax={softmax!r} is for class labels, not for {type(likelihood).__name__} targets")
-    if softmax not in (None, *get_args(Softmax)):
-        raise ValueError(f"softmax must be one of {', '.join(map(repr, get_args(Softmax)))} or None, not {softmax!r}")
+    check_softmax(softmax, optional=True)
     if softmax is not None and covariance != "diagonal":
         raise ValueError(f"softmax={softmax!r} is for independent logits, not for covariance={covariance!r}")
     if isinstance(guide, Empirical) or getattr(guide, "auxiliary", None):
@@ -233,27 +225,20 @@ def _propagated(
     sites.run(guide, None)
     values = sites.drawn
     with options(chosen.approximation, chosen.fallback), located(model.network):
-        output = model.output(values, entering(x, covariance=covariance))
-        if not isinstance(output, Moments):
-            output = entering(output, covariance=covariance)
-        output = output.resolved()
+        output = leaving(model.output(values, entering(x, covariance=covariance)), covariance)
     likelihood = model.likelihood
     found = {"mean": output.loc, "variance": output.variance}
-    if covariance != "diagonal":
-        if not isinstance(output, JointMoments):
-            raise NoRuleError("the outputs' covariance was lost on the way: the last operations have no rule for it")
-        if output.dim() == 2:
-            found["covariance"] = output.covariance
+    if covariance != "diagonal" and output.dim() == 2:
+        found["covariance"] = output.covariance
     parameters = extract(likelihood, found, {name: values[name] for name in likelihood.sites()})
     return {**parameters, **{f"output {name}": value for name, value in found.items()}}
 
 
 def _gaussian(likelihood: Likelihood, output: dict[str, Tensor], sites: dict[str, Any]) -> dict[str, Tensor]:
+    check_sites(sites)
     loc = output["mean"]
     noises, probs = [sites], loc.new_ones(1)
     for name, value in sites.items():
-        if isinstance(value, Moments):
-            raise NoMomentsError(f"of the likelihood's site {name!r} it tells a mean and a variance alone")
         if isinstance(value, Nodes):
             noises, probs = [{name: each} for each in value.values], value.weights
     given = [likelihood.conditional(loc, **each) for each in noises]
@@ -264,10 +249,10 @@ def _gaussian(likelihood: Likelihood, output: dict[str, Tensor], sites: dict[str
 def _heteroscedastic(likelihood: Likelihood, output: dict[str, Tensor], sites: dict[str, Any]) -> dict[str, Tensor]:
     size = output["mean"].shape[-1] // 2
     loc, raw = output["mean"].chunk(2, -1)
-    points, mass = (torch.as_tensor(each).to(loc) for each in np.polynomial.hermite_e.hermegauss(_NODES))
+    points, weights = (each.to(loc) for each in gauss_hermite(_NODES))
     raw = raw.unsqueeze(-1) + root(output["variance"][..., size:]).unsqueeze(-1) * points
     scale = torch.stack([likelihood.conditional(torch.cat([loc, each], -1))["scale"] for each in raw.unbind(-1)], -1)
-    probs = _of_each(mass / mass.sum(), scale)
+    probs = _of_each(weights, scale)
     return {"loc": squeeze(loc), **_spread(output, size), "scale": scale, "probs": probs}
 
 

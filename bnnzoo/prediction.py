@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import pyro.distributions as dist
 import torch
@@ -186,13 +186,12 @@ class Prediction:
         with seeded(seed, next(iter(self.parameters.values())).device), torch.no_grad():
             return self.distribution.sample()
 
-    def chain(self, index: int) -> Prediction:
+    def chain(self, index: int) -> Self:
         """The prediction of one chain alone."""
         chains = self.shape[0]
         if not 0 <= index < chains:
             raise IndexError(f"there is no chain {index}; chains are 0 to {chains - 1}")
-        parameters = {name: value[index : index + 1] for name, value in self.parameters.items()}
-        return Prediction(parameters, self.family, self.task)
+        return replace(self, parameters=of_chain(self.parameters, index))
 
     def _reduce(self, fn: Callable[..., Tensor], *targets: Tensor) -> Tensor:
         """Apply a reduction over chains and draws to blocks of rows, so that its temporaries stay small."""
@@ -290,6 +289,11 @@ def summarize(parts: Iterator[Prediction]) -> Summary:
     shift = total["mean"] / count
     epistemic = (total["square"] / count - shift**2).clamp_min(0.0)
     return Summary(count, mean=reference + shift, epistemic=epistemic, aleatoric=total["aleatoric"] / count)
+
+
+def of_chain(values: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The part of one chain, [1, ...], of values [chain, ...], or of such as all chains share, [1, ...]."""
+    return {name: value if len(value) == 1 else value[index : index + 1] for name, value in values.items()}
 
 
 def _entropy(probs: Tensor) -> Tensor:

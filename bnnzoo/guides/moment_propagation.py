@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 
 from bnnzoo.guides.mean_field import MeanField
 from bnnzoo.moments.softmax import Softmax
-from bnnzoo.moments.value import Approximation, Fallback, Options
+from bnnzoo.moments.value import Approximation, Fallback, Options, check_softmax
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import MomentELBO
 from bnnzoo.prediction import Method
@@ -65,10 +65,7 @@ class MomentPropagation(MeanField):
     ) -> None:
         super().__init__(bnn, init_scale, sampling="dense")
         Options(approximation, fallback)  # checks them
-        if softmax is not None and softmax not in get_args(Softmax):
-            raise ValueError(
-                f"softmax must be one of {', '.join(map(repr, get_args(Softmax)))} or None, not {softmax!r}"
-            )
+        check_softmax(softmax, optional=True)
         self.approximation = approximation
         self.fallback = fallback
         self.softmax = softmax

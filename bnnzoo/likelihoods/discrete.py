@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from bnnzoo.likelihoods.base import LOG_2PI, Likelihood, dims, squeeze, total
 from bnnzoo.likelihoods.quadrature import expect, expect_power, root
+from bnnzoo.moments.activations.mixtures import LOGISTIC_VARIANCE
 
 
 class Categorical(Likelihood):
@@ -203,10 +204,6 @@ class Bernoulli(Likelihood):
         return y if y.is_floating_point() else y.to(torch.get_default_dtype())
 
 
-# softplus is relu smoothed by logistic noise of variance pi^2 / 3
-_LOGISTIC_VARIANCE = math.pi**2 / 3.0
-
-
 def _smooth_relu(mean: Tensor, variance: Tensor) -> Tensor:
     """E relu(x) for x ~ N(mean, variance), positive variance."""
     std = variance.sqrt()
@@ -215,10 +212,11 @@ def _smooth_relu(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _expected_softplus(mean: Tensor, variance: Tensor) -> Tensor:
+    # softplus is relu smoothed by logistic noise
     def rest(value: Tensor) -> Tensor:
-        return F.softplus(value) - _smooth_relu(value, torch.full_like(value, _LOGISTIC_VARIANCE))
+        return F.softplus(value) - _smooth_relu(value, torch.full_like(value, LOGISTIC_VARIANCE))
 
-    return _smooth_relu(mean, variance + _LOGISTIC_VARIANCE) + expect(rest, mean, variance)
+    return _smooth_relu(mean, variance + LOGISTIC_VARIANCE) + expect(rest, mean, variance)
 
 
 class Poisson(Likelihood):

@@ -15,6 +15,20 @@ from bnnzoo.moments import Moments, Nodes, NoMomentsError
 from bnnzoo.power_mean import TINY
 
 
+def check_sites(sites: Mapping[str, Tensor | Nodes]) -> None:
+    """Refuse sites of a likelihood that are known by mean and variance alone.
+
+    Args:
+        sites: Their values.
+
+    Raises:
+        NoMomentsError: If there is one.
+    """
+    for name, value in sites.items():
+        if isinstance(value, Moments):
+            raise NoMomentsError(f"of the likelihood's site {name!r} it tells a mean and a variance alone")
+
+
 class MomentTargets(TorchDistribution):
     """The distribution of targets given independent Gaussian outputs of a network: `E p(y | f)`.
 
@@ -30,9 +44,7 @@ class MomentTargets(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch declares it so)
 
     def __init__(self, likelihood: Likelihood, output: Moments, sites: Mapping[str, Tensor | Nodes]) -> None:
-        for name, value in sites.items():
-            if isinstance(value, Moments):
-                raise NoMomentsError(f"of the likelihood's site {name!r} it tells a mean and a variance alone")
+        check_sites(sites)
         self.likelihood = likelihood
         self.output = output
         self.sites = sites

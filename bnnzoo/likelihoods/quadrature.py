@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnnzoo.hermite import gauss_hermite
+
 # E f(x) for x ~ N(m, s^2) is sum_i weight_i f(m + s node_i)
-_points, _mass = np.polynomial.hermite_e.hermegauss(32)
-_HERMITE = torch.from_numpy(_points), torch.from_numpy(_mass / _mass.sum())
+_HERMITE = gauss_hermite(32)
 # The trapezoidal rule: Gauss-Hermite nodes are exact for polynomials, at the price of gaps between the nodes of the
 # middle. Equidistant ones are better for functions with poles or steps, if they are where the integrand is.
 _points = np.linspace(-7.5, 7.5, 64)

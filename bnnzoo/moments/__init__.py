@@ -20,7 +20,7 @@ from bnnzoo.moments.channels import statistics
 from bnnzoo.moments.covariance import JointMoments
 from bnnzoo.moments.initialization import initialize
 from bnnzoo.moments.norm import MomentNorm, Normalized
-from bnnzoo.moments.propagation import entering, per_layer, propagate
+from bnnzoo.moments.propagation import entering, leaving, per_layer, propagate
 from bnnzoo.moments.sensitivity import TracedMoments
 from bnnzoo.moments.sites import Nodes, NoMomentsError, gaussian_nodes, site_moments
 from bnnzoo.moments.value import Moments, NoRuleError, options
@@ -43,6 +43,7 @@ __all__ = [
     "fallbacks",
     "gaussian_nodes",
     "initialize",
+    "leaving",
     "linear",
     "load_calibration",
     "maxima",

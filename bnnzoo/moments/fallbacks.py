@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from bnnzoo._vectorize import seeded
+from bnnzoo.hermite import gauss_hermite
 from bnnzoo.moments.table import RANDOM, apply_affine, apply_elementwise
 from bnnzoo.moments.value import Moments, NoRuleError, current, family, mean_of, paired, random_values, substituted
 
@@ -249,10 +250,9 @@ def _elementwise(call: _Call, value: Moments, output: Tensor) -> bool:
 
 def _quadrature(call: _Call, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of a function of Gaussians."""
-    points, mass = np.polynomial.hermite_e.hermegauss(NODES)
+    points, weights = (each.tolist() for each in gauss_hermite(NODES))
     std = _root(variance)
-    weights = (mass / mass.sum()).tolist()
-    values = [call(mean + point * std) for point in points.tolist()]
+    values = [call(mean + point * std) for point in points]
     expected = sum((w * f for w, f in zip(weights, values, strict=True)), torch.zeros_like(values[0]))
     spread = sum((w * (f - expected).square() for w, f in zip(weights, values, strict=True)), torch.zeros_like(mean))
     return expected, spread

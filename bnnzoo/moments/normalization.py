@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bnnzoo.moments.arithmetic import is_random
 from bnnzoo.moments.table import apply_affine, rule
-from bnnzoo.moments.value import Moments, NoRuleError
+from bnnzoo.moments.value import Moments, NoRuleError, mean_of
 
 
 @rule(F.batch_norm, torch.batch_norm)
@@ -56,16 +56,12 @@ def _batch_norm(
         if bias is not None and not is_random(bias):
             shift, bias = shift + bias, None
     channels = (-1, *[1] * (input.dim() - 2))
-    scale, shift = _plain(scale).view(channels), _plain(shift).view(channels)
+    scale, shift = mean_of(scale).view(channels), mean_of(shift).view(channels)
     if is_random(input):
         output = apply_affine(partial(torch.addcmul, shift), lambda x, scale: x.variance * scale.square(), input, scale)
     else:
         output = torch.add(torch.mul(input, scale), shift)
     return _affine(output, weight, bias, channels)
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.loc if isinstance(value, Moments) else value
 
 
 @rule(F.layer_norm, torch.layer_norm)

@@ -85,7 +85,7 @@ def propagate(
         if mode == "ap1":
             return Moments(_tensor(network(mean.clone())))  # the first layer may write over it (inplace=True)
         if mode == "ap2":
-            return _moments(network(entering(mean, variance, covariance)), _WAYS[covariance]).resolved()
+            return leaving(network(entering(mean, variance, covariance)), covariance)
         sums = _Sums()
         with seeded(seed, mean.device):
             for _ in range(num_samples):
@@ -184,7 +184,7 @@ def _tensor(output: Any) -> Tensor:
 def entering(mean: Tensor, variance: Tensor | float | None = None, covariance: Covariance = "diagonal") -> Moments:
     """The input of a network through which moments go: what `propagate` calls the network with.
 
-    The network's output, `.resolved()`, has the covariance. For networks that are not called through `propagate`.
+    For networks that are not called through `propagate`; `leaving` makes the result of their output.
 
     Args:
         mean: As for `propagate`.
@@ -197,6 +197,20 @@ def entering(mean: Tensor, variance: Tensor | float | None = None, covariance: C
     if covariance not in _WAYS:
         raise ValueError(f"covariance must be one of {', '.join(map(repr, _WAYS))}, not {covariance!r}")
     return _WAYS[covariance](mean, variance)
+
+
+def leaving(output: Any, covariance: Covariance = "diagonal") -> Moments:
+    """The moments of a network's output, with its covariance where there is one: what `propagate` returns.
+
+    Args:
+        output: What the network returned for an input by `entering`.
+        covariance: As for `entering`.
+
+    Raises:
+        TypeError: If it is not one tensor.
+        NoRuleError: If its covariance was lost on the way.
+    """
+    return _moments(output, _WAYS[covariance]).resolved()
 
 
 def _moments(output: Any, way: type[Moments]) -> Moments:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnnzoo.moments.table import _rearranged, affine, apply_affine, rearrangement, rule, spellings
+from bnnzoo.moments.table import affine, apply_affine, rearranged, rearrangement, rule, spellings
 from bnnzoo.moments.value import Moments, NoRuleError, family, mean_of, variance_of, variances
 
 _NAMES = """
@@ -31,7 +31,7 @@ rearrangement(*(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH",
 
 def _cast(func: Callable, *args: Any, **kwargs: Any) -> Any:
     """Casts between real types; whole numbers would have other moments."""
-    result = apply_affine(func, partial(_rearranged, func), *args, **kwargs)
+    result = apply_affine(func, partial(rearranged, func), *args, **kwargs)
     if isinstance(result, Tensor) and not result.is_floating_point():
         raise NoRuleError(f"moments have no rule for a cast to {result.dtype}: rounded values have other variances")
     return result

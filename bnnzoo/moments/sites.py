@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution
 
 from bnnzoo._types import Distribution
+from bnnzoo.hermite import gauss_hermite
 from bnnzoo.moments.value import Moments
 
 _NODES = 9
@@ -71,6 +70,5 @@ def site_moments(name: str, distribution: Distribution) -> Any:
 
 def gaussian_nodes(loc: Tensor, scale: Tensor) -> Nodes:
     """Nodes of Gaussians; one for all elements, so that they are for functions that are sums over the elements."""
-    points, mass = np.polynomial.hermite_e.hermegauss(_NODES)
-    z = torch.as_tensor(points, dtype=loc.dtype, device=loc.device).view(-1, *[1] * loc.dim())
-    return Nodes(loc + scale * z, torch.as_tensor(mass / mass.sum(), dtype=loc.dtype, device=loc.device))
+    z, weights = (each.to(dtype=loc.dtype, device=loc.device) for each in gauss_hermite(_NODES))
+    return Nodes(loc + scale * z.view(-1, *[1] * loc.dim()), weights)

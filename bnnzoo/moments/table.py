@@ -142,8 +142,9 @@ def _settled(value: Any) -> Any:
 def rearrangement(*functions: Callable) -> None:
     """Give the rule of functions that move, copy or drop elements: the same is done to means and to variances."""
     for each in functions:
-        affine(each)(partial(_rearranged, each))
+        affine(each)(partial(rearranged, each))
 
 
-def _rearranged(func: Callable, *args: Any, **kwargs: Any) -> Any:
+def rearranged(func: Callable, *args: Any, **kwargs: Any) -> Any:
+    """The variances of a function that moves, copies or drops elements."""
     return func(*variances(args), **variances(kwargs))

@@ -22,6 +22,21 @@ Fallback = Literal["linearize", "quadrature", "sample"]
 Softmax = Literal["normal", "logistic", "simplified", "exact"]
 
 
+def check_softmax(kind: Any, optional: bool = False) -> None:
+    """Refuse what is no approximation of class probabilities.
+
+    Args:
+        kind: Any value.
+        optional: Whether None is allowed too.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if kind not in get_args(Softmax) and not (optional and kind is None):
+        known = ", ".join(map(repr, get_args(Softmax))) + (" or None" if optional else "")
+        raise ValueError(f"softmax must be one of {known}, not {kind!r}")
+
+
 @dataclass(frozen=True)
 class Options:
     """How operations treat moments.
@@ -46,8 +61,7 @@ class Options:
             raise ValueError(f"fallback must be 'linearize', 'quadrature', 'sample' or None, not {self.fallback!r}")
         if isinstance(self.order, bool) or self.order not in (1, 2, 3):
             raise ValueError(f"order must be 1, 2 or 3, not {self.order!r}")
-        if self.softmax not in get_args(Softmax):
-            raise ValueError(f"softmax must be one of {', '.join(map(repr, get_args(Softmax)))}, not {self.softmax!r}")
+        check_softmax(self.softmax)
 
 
 _DEFAULT = Options()

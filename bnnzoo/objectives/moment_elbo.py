@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from bnnzoo.moments import Moments, options
 from bnnzoo.moments.errors import located
 from bnnzoo.moments.sites import NoMomentsError
 from bnnzoo.moments.softmax import Softmax, log_softmax
-from bnnzoo.moments.value import Approximation, Fallback
+from bnnzoo.moments.value import Approximation, Fallback, Options, check_softmax
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives.base import DataTerm, Objective, is_number, total_log_likelihood
 from bnnzoo.objectives.sites import Form
@@ -71,10 +71,7 @@ class MomentELBO(Objective):
         super().__init__(1, kl_weight)
         if not (is_number(alpha) and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a finite number, not {alpha!r}")
-        if softmax is not None and softmax not in get_args(Softmax):
-            raise ValueError(
-                f"softmax must be one of {', '.join(map(repr, get_args(Softmax)))} or None, not {softmax!r}"
-            )
+        check_softmax(softmax, optional=True)
         if softmax is not None and alpha != 1:
             raise ValueError(
                 f"softmax={softmax!r} approximates predictive probabilities, which is alpha=1, not alpha={alpha!r}"
@@ -83,8 +80,7 @@ class MomentELBO(Objective):
         self.softmax = softmax
         self.approximation = approximation
         self.fallback = fallback
-        with options(approximation, fallback):
-            pass  # checks them
+        Options(approximation, fallback)  # checks them
 
     @property
     def form(self) -> Form:
