@@ -25,6 +25,7 @@ from common import (
     enlarged_digits,
     environment,
     interleave,
+    parsed,
     parser,
     ratio,
     start,
@@ -323,10 +324,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20, help="of the timing of a step")
     options.add_argument("--keep", type=Path, help="folder of results and checkpoints, to go on from")
     options.add_argument("--figure", type=Path, help="draw the validation curves into this file")
-    arguments = options.parse_args()
-    for name in ("hidden", "epochs", "rounds"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("hidden", "epochs", "rounds"))
     dataset = "mnist" if arguments.network == "mlp" else "cifar10"
     rates = arguments.rates or [0.2, 0.3 if arguments.network == "cifar" else 0.5]
     if not all(0 < rate < 1 for rate in rates):

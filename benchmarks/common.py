@@ -133,6 +133,16 @@ def parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
     return result
 
 
+def parsed(options: argparse.ArgumentParser, counts: Sequence[str] = ()) -> argparse.Namespace:
+    """The arguments of a benchmark, with an error for counts (names of options that may be None) below 1."""
+    arguments = options.parse_args()
+    for name in counts:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            options.error(f"--{name} must be at least 1, got {value}")
+    return arguments
+
+
 def start(arguments: argparse.Namespace) -> None:
     """Set the number of threads and the seed that the command line asks for."""
     if arguments.threads < 1:

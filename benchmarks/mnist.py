@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, enlarged_digits, environment, parser, start, table, write
+from common import describe, enlarged_digits, environment, parsed, parser, start, table, write
 from matplotlib.figure import Figure
 from pyro.distributions import Normal
 from torch import Tensor, nn
@@ -220,11 +220,7 @@ def main() -> None:
     options.add_argument("--draws", type=int, default=20, help="posterior draws of the test predictions")
     options.add_argument("--keep", type=Path, help="folder of results, checkpoints and posteriors, to go on from")
     options.add_argument("--figure", type=Path, help="draw the rotated digit into this file; needs map and mnf")
-    arguments = options.parse_args()
-    for name in ("epochs", "draws"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            options.error(f"--{name} must be at least 1, got {value}")
+    arguments = parsed(options, ("epochs", "draws"))
     if arguments.figure is not None and not {"map", "mnf"} <= set(arguments.methods):
         options.error("--figure compares map with mnf: --methods leaves one of them out")
     if arguments.smoke:

@@ -18,7 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, enlarged_digits, environment, mean_and_error, parser, plus_minus, start, table, write
+from common import (
+    describe,
+    enlarged_digits,
+    environment,
+    mean_and_error,
+    parsed,
+    parser,
+    plus_minus,
+    start,
+    table,
+    write,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -258,11 +269,7 @@ def main() -> None:
     options.add_argument("--points", type=int, default=10, help="points of the learning curves")
     options.add_argument("--keep", type=Path, help="folder of results and checkpoints, to go on from")
     options.add_argument("--figure", type=Path, help="draw the scores into this file")
-    arguments = options.parse_args()
-    for name in ("epochs", "draws", "chains", "points"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            options.error(f"--{name} must be at least 1, got {value}")
+    arguments = parsed(options, ("epochs", "draws", "chains", "points"))
     if arguments.smoke:
         arguments.epochs, arguments.draws, arguments.chains, arguments.points = 2, 2, 2, 2
     start(arguments)

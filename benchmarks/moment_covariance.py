@@ -24,14 +24,13 @@ from common import (
     environment,
     interleave,
     kept,
-    parser,
     ratio,
     start,
     table,
     trained_network,
     write,
 )
-from moments_time import BATCH, RATES, dropout_network
+from moments_time import BATCH, RATES, arguments_of, dropout_network
 from torch import Tensor, nn
 
 import bnnzoo
@@ -200,19 +199,7 @@ def report(title: str, records: Sequence[dict[str, str | float]]) -> str:
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--rounds", type=int, default=15, help="of the timings")
-    options.add_argument("--hidden", type=int, default=1000, help="units of each hidden layer")
-    options.add_argument("--epochs", type=int, default=3, help="of the networks trained with dropout")
-    options.add_argument("--draws", type=int, default=20_000, help="sampled passes of the reference")
-    options.add_argument("--images", type=int, default=32, help="test images of the comparison")
-    options.add_argument("--keep", type=Path, help="folder of fits, to go on from")
-    arguments = options.parse_args()
-    for name in ("rounds", "hidden", "epochs", "draws", "images"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.smoke:
-        arguments.hidden, arguments.epochs, arguments.draws, arguments.images = 20, 1, 64, 8
+    arguments = arguments_of(__doc__.splitlines()[0], rounds=15, epochs=3, least_draws=64)
     start(arguments)
     print(describe(environment(arguments)), "\n")
     images = images_of(None if arguments.smoke else "mnist")

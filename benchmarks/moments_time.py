@@ -7,6 +7,7 @@ with dropout on MNIST, how many Monte Carlo passes have the same error of the me
 logits: S passes have a root mean square error of σ/√S, and of σ/√(2S). With `--keep`, fits are kept.
 """
 
+import argparse
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from common import (
     interleave,
     kept,
     mlp,
+    parsed,
     parser,
     ratio,
     start,
@@ -246,20 +248,30 @@ def report(rate: float, draws: int, records: Sequence[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-def main() -> None:
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--rounds", type=int, default=30, help="of the timings")
+def arguments_of(description: str, rounds: int, epochs: int, least_draws: int) -> argparse.Namespace:
+    """The arguments of a comparison with sampled passes of networks trained with dropout.
+
+    Args:
+        description: What the benchmark does.
+        rounds: Of the timings, unless they are given.
+        epochs: Of the trainings, unless they are given.
+        least_draws: Sampled passes of a smoke run.
+    """
+    options = parser(description)
+    options.add_argument("--rounds", type=int, default=rounds, help="of the timings")
     options.add_argument("--hidden", type=int, default=1000, help="units of each hidden layer")
-    options.add_argument("--epochs", type=int, default=2, help="of the networks trained with dropout")
+    options.add_argument("--epochs", type=int, default=epochs, help="of the networks trained with dropout")
     options.add_argument("--draws", type=int, default=20_000, help="sampled passes of the reference")
     options.add_argument("--images", type=int, default=32, help="test images of the comparison")
     options.add_argument("--keep", type=Path, help="folder of fits, to go on from")
-    arguments = options.parse_args()
-    for name in ("rounds", "hidden", "epochs", "draws", "images"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("rounds", "hidden", "epochs", "draws", "images"))
     if arguments.smoke:
-        arguments.hidden, arguments.epochs, arguments.draws, arguments.images = 20, 1, 32, 8
+        arguments.hidden, arguments.epochs, arguments.draws, arguments.images = 20, 1, least_draws, 8
+    return arguments
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__.splitlines()[0], rounds=30, epochs=2, least_draws=32)
     start(arguments)
     print(describe(environment(arguments)), "\n")
     hidden = arguments.hidden

@@ -23,6 +23,7 @@ from common import (
     enlarged_digits,
     environment,
     interleave,
+    parsed,
     parser,
     ratio,
     start,
@@ -250,10 +251,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=1, help="trainings of each kind")
     options.add_argument("--rounds", type=int, default=15, help="rounds of timing")
     options.add_argument("--figure", type=Path, help="draw the figure into this file")
-    arguments = options.parse_args()
-    for name in ("inits", "images", "epochs", "repeats", "rounds"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("inits", "images", "epochs", "repeats", "rounds"))
     if arguments.smoke:
         arguments.inits, arguments.images, arguments.epochs, arguments.repeats, arguments.rounds = 1, 300, 1, 1, 1
     start(arguments)

@@ -7,7 +7,6 @@ minibatch's gathering included. "Repeated rows" is the code of the BB-α paper (
 dropout; "repeated hidden units" computes the first layer, whose inputs are not dropped, once.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from common import (
     environment,
     interleave,
     mlp,
+    parsed,
     parser,
     ratio,
     start,
@@ -123,9 +123,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=60, help="rounds for the small network; the large gets a third")
     options.add_argument("--only", choices=[s.name for s in SETTINGS], action="append", help="settings to run")
-    arguments: argparse.Namespace = options.parse_args()
-    if arguments.rounds < 1:
-        options.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    arguments = parsed(options, ("rounds",))
     start(arguments)
     print(describe(environment(arguments)), "\n")
     records = []

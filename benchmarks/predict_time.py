@@ -26,6 +26,7 @@ from common import (
     environment,
     interleave,
     mlp,
+    parsed,
     parser,
     ratio,
     start,
@@ -145,13 +146,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=30)
     options.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     options.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
-    arguments = options.parse_args()
+    arguments = parsed(options, ("rounds",))
     if arguments.measure:
         hidden, draws, max_memory, summary = arguments.measure
         print(json.dumps(measure(hidden, draws, max_memory, bool(summary))))
         return
-    if arguments.rounds < 1:
-        options.error(f"--rounds must be at least 1, got {arguments.rounds}")
     start(arguments)
     print(describe(environment(arguments)), "\n")
     timed = contenders(torch.randn(ROWS, FEATURES))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from analytic_dropout import images_of, log_probabilities
-from common import describe, environment, kept, parser, start, table, trained_network, write
+from common import describe, environment, kept, parsed, parser, start, table, trained_network, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -213,10 +213,7 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=15, help="passes over the training data")
     options.add_argument("--keep", type=Path, help="folder of fits, to go on from")
     options.add_argument("--figure", type=Path, help="draw accuracy and odds into this file")
-    arguments = options.parse_args()
-    for name in ("hidden", "epochs"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("hidden", "epochs"))
     if arguments.smoke:
         arguments.hidden, arguments.epochs = 10, 2
     start(arguments)

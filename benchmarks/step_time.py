@@ -8,7 +8,6 @@ Ratios are medians over rounds of the ratio within a round. bnnzoo's time is tha
 minibatch's gathering included; "hand-written, flat" is the floor.
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from common import (
     interleave,
     lenet,
     mlp,
+    parsed,
     parser,
     ratio,
     start,
@@ -197,9 +197,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=100, help="rounds for small networks; the two large get a fifth")
     options.add_argument("--only", choices=[s.name for s in SETTINGS], action="append", help="settings to run")
-    arguments: argparse.Namespace = options.parse_args()
-    if arguments.rounds < 1:
-        options.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    arguments = parsed(options, ("rounds",))
     start(arguments)
     settings = [s for s in SETTINGS if arguments.only is None or s.name in arguments.only]
     print(describe(environment(arguments)), "\n")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, parser, plus_minus, start, table, write
+from common import describe, environment, parsed, parser, plus_minus, start, table, write
 from pyro.distributions import Normal
 
 from bnnzoo import (
@@ -231,10 +231,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=SETTING["steps"], help="optimizer steps a fit")
     options.add_argument("--processes", type=int, default=1, help="fits at a time")
     options.add_argument("--keep", type=Path, help="folder of results: those in it are used as they are")
-    arguments = options.parse_args()
-    for name in ("splits", "steps", "processes"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("splits", "steps", "processes"))
     if arguments.smoke:
         # Embedded, so that the smoke run needs no files.
         arguments.sets, arguments.splits, arguments.steps = ["diabetes"], 1, 10

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, mean_and_error, parser, plus_minus, start, table, write
+from common import describe, environment, mean_and_error, parsed, parser, plus_minus, start, table, write
 from matplotlib.figure import Figure
 from pyro.distributions import LogNormal, Normal
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
@@ -426,10 +426,7 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=1, help="jobs at a time")
     options.add_argument("--keep", type=Path, help="folder of results: those in it are used as they are")
     options.add_argument("--figure", type=Path, help="draw the NLL by α into this file")
-    arguments = options.parse_args()
-    for name in ("splits", "steps", "processes"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("splits", "steps", "processes"))
     if arguments.figure is not None and "dropout" not in arguments.methods:
         options.error("--figure shows differences to dropout, which --methods leaves out")
     if arguments.smoke:

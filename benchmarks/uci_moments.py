@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import describe, environment, parser, plus_minus, start, table, write
+from common import describe, environment, parsed, parser, plus_minus, start, table, write
 from matplotlib.figure import Figure
 from pyro.distributions import Normal
 
@@ -238,10 +238,7 @@ def main() -> None:
     options.add_argument("--splits", type=int, default=5, help="random splits a set")
     options.add_argument("--steps", type=int, default=1500, help="optimizer steps a fit")
     options.add_argument("--figure", type=str, help="draw the NLL by time into this file")
-    arguments = options.parse_args()
-    for name in ("splits", "steps"):
-        if getattr(arguments, name) < 1:
-            options.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    arguments = parsed(options, ("splits", "steps"))
     if arguments.smoke:
         # Embedded, so that the smoke run needs no files.
         arguments.sets, arguments.splits, arguments.steps = ["diabetes"], 2, 8
