@@ -193,6 +193,18 @@ class Prediction:
             raise IndexError(f"there is no chain {index}; chains are 0 to {chains - 1}")
         return replace(self, parameters=of_chain(self.parameters, index))
 
+    @property
+    def pooled(self) -> Self:
+        """The prediction with all chains as one: an ensemble's, [1, chain x draw, N, *event]."""
+
+        def pool(value: Tensor) -> Tensor:
+            chains, draws = self.shape[:2]
+            if value.shape[:2] == (1, 1):
+                return value
+            return value.expand(chains, draws, *value.shape[2:]).reshape(1, chains * draws, *value.shape[2:])
+
+        return replace(self, parameters={name: pool(value) for name, value in self.parameters.items()})
+
     def _reduce(self, fn: Callable[..., Tensor], *targets: Tensor) -> Tensor:
         """Apply a reduction over chains and draws to blocks of rows, so that its temporaries stay small."""
         parts = [fn(d, *(y[rows] for y in targets)) for rows, d in self._blocks()]

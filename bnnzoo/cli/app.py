@@ -16,8 +16,10 @@ from rich.table import Table
 
 import bnnzoo
 from bnnzoo import data, evaluation
-from bnnzoo.cli import fitting, options, plan, report, runs
+from bnnzoo.cli import fitting, options, plan, report, reproducing, runs
 from bnnzoo.cli.options import Choice, bad, checking, known
+from bnnzoo.cli.terminal import check_file, examples
+from bnnzoo.cli.terminal import console as make_console
 from bnnzoo.evaluation.metrics import score_table
 from bnnzoo.models import catalogue
 
@@ -43,16 +45,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 METHOD_HELP = "How to predict: by draws, or by moments (mean and variance through the network, nothing drawn)"
 
 
-def _examples(*lines: str) -> str:
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"$ {line}" for line in lines)
-
-
-def _console(quiet: bool = False) -> Console:
-    # Not on a terminal rich takes 80 columns: enough for nobody's scores, and lines in files may be long.
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(quiet=quiet, width=wide)
-
-
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"bnnzoo {bnnzoo.__version__}")
@@ -69,7 +61,7 @@ def _main(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "bnnzoo fit",
         "bnnzoo fit --data concrete --chains 4 --epochs 500",
         "bnnzoo fit --csv houses.csv --target price --guide map --chains 10 --out runs/ensemble",
@@ -204,11 +196,11 @@ def fit(
     an ArviZ file, the scores and a plot.
     """
     given = {name: value for name, value in locals().items() if name != "quiet"}
-    fitting.run(plan.resolve(plan.FitOptions(**given)), _console(quiet), progress=False if quiet else None)
+    fitting.run(plan.resolve(plan.FitOptions(**given)), make_console(quiet), progress=False if quiet else None)
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "bnnzoo score runs/diabetes-mean-field",
         "bnnzoo score runs/houses-map --csv new_houses.csv",
         "bnnzoo score runs/mnist-map --data notmnist",
@@ -229,12 +221,12 @@ def score(
     found = runs.open_run(run)
     rows, words = runs.read_scored(found, data, csv, target)
     if out is not None:
-        _check_file(out)
+        check_file(out)
     by = runs.method_of(found, method, samples)
     prediction = runs.predict(found.posterior, rows.x, by, samples or found.samples, seed)
     with checking("--csv" if csv else "--data"):
         scores = score_table(prediction, rows.y, seed=seed)
-    console = _console(quiet)
+    console = make_console(quiet)
     console.print(report.scores_table(f"scores on {words}", {str(found.folder): scores}, rows.target_name or ""))
     if out is not None:
         runs.write_json(out, {"rows": words, "scores": runs.plain_scores(scores)})
@@ -242,7 +234,7 @@ def score(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "bnnzoo predict runs/diabetes-mean-field --csv patients.csv --out predictions.csv",
         "bnnzoo predict runs/houses-map --csv new_houses.csv --level 0.9",
     )
@@ -270,13 +262,13 @@ def predict(
         raise bad("--level", f"must be between 0 and 1; given: {level:g}")
     found = runs.open_run(run)
     frame, x = runs.read_inputs(found, csv)
-    _check_file(out, overwrite)
+    check_file(out, overwrite)
     by = runs.method_of(found, method, samples)
     prediction = runs.predict(found.posterior, x, by, samples or found.samples, seed)
     table = runs.predictions_table(found, prediction, level, seed)
     table.index = frame.index
     runs.write_text(out, table.to_csv(index=False))
-    report.files(_console(quiet), {out: f"{len(table)} predictions: {', '.join(table.columns[:8])}"})
+    report.files(make_console(quiet), {out: f"{len(table)} predictions: {', '.join(table.columns[:8])}"})
 
 
 FORMATS = {"netcdf": (runs.NETCDF, "draws and predictions: arviz.from_netcdf(path)")}
@@ -284,7 +276,7 @@ FORMATS = {"netcdf": (runs.NETCDF, "draws and predictions: arviz.from_netcdf(pat
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "bnnzoo export runs/diabetes-mean-field --to netcdf",
         "bnnzoo export runs/diabetes-mean-field --to netcdf --samples 2000 --out big.nc",
     )
@@ -304,13 +296,13 @@ def export(
     name, reader = FORMATS[known("--to", to, FORMATS)]
     found = runs.open_run(run)
     path = out or found.folder / name
-    _check_file(path, overwrite or out is None)
+    check_file(path, overwrite or out is None)
     replaces = path.exists()
     with checking("RUN"):
         split = found.source.split()
     idata = fitting.inference_data(found.posterior, split, samples, seed)
     evaluation.save_netcdf(idata, path)
-    report.files(_console(quiet), {path: reader + (" (replaces the one that was there)" if replaces else "")})
+    report.files(make_console(quiet), {path: reader + (" (replaces the one that was there)" if replaces else "")})
 
 
 def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
@@ -359,29 +351,21 @@ LISTS: dict[str, Callable[[], Table]] = {
 }
 
 
-@app.command("list", epilog=_examples("bnnzoo list", "bnnzoo list data", "bnnzoo list priors"))
+@app.command("list", epilog=examples("bnnzoo list", "bnnzoo list data", "bnnzoo list priors"))
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of {', '.join(LISTS)}, or all.")] = "entries",
 ) -> None:
     """Lists the zoo's recipes, or what the options of fit can name."""
     known("WHAT", what, {**LISTS, "all": None})
-    console = _console()
+    console = make_console()
     for name, table in LISTS.items():
         if what in (name, "all"):
             console.print(table())
 
 
-def _check_file(path: Path, overwrite: bool = True) -> None:
-    """Checks, before any work, that a file can be written."""
-    if path.is_dir():
-        raise bad("--out", f"{path} is a folder: give a file")
-    if path.exists() and not overwrite:
-        raise bad("--out", f"{path} exists: give another file, or --overwrite to replace it")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise bad("--out", f"there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise bad("--out", f"no permission to write in {folder}")
+app.command(
+    epilog=examples("bnnzoo reproduce list", "bnnzoo reproduce mnf/figure-6 --scale cpu", "bnnzoo reproduce mcbn")
+)(reproducing.reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,7 @@
 """Figures of a fit: loss, predictions against observations, calibration.
 
-All are `matplotlib.figure.Figure` objects made without pyplot: no global state, no display needed. Save one with
-`figure.savefig(path)`. Colors are Okabe and Ito's, told apart by color-blind readers and in gray print, where markers
-and line styles differ too.
+All are `matplotlib.figure.Figure` objects made without pyplot, in the look of `bnnzoo.evaluation.style`. Save one with
+`figure.savefig(path)`.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ from bnnzoo.evaluation.metrics import (
     score_table,
     to_numpy,
 )
+from bnnzoo.evaluation.style import BLUE, GRAY, PALETTE, VERMILION, axes_or_new, figure_of
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
 
-BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#767676"
-_CHAINS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", VERMILION, "#000000")
 _MAX_POINTS = 400  # more error bars than this are a smear
 
 
@@ -62,12 +60,12 @@ def plot_predictions(
     Raises:
         ValueError: As `score`; `output` is not a target's index.
     """
-    axes = _axes(ax)
+    axes = axes_or_new(ax)
     if prediction.task == "classification":
         _draw_entropy(axes, prediction, y)
     else:
         _draw_predictions(axes, prediction, y, target or "target", output, seed)
-    return _figure(axes)
+    return figure_of(axes)
 
 
 def plot_calibration(prediction: Prediction, y: Any, *, seed: int = 0, ax: Axes | None = None) -> Figure:
@@ -89,12 +87,12 @@ def plot_calibration(prediction: Prediction, y: Any, *, seed: int = 0, ax: Axes 
     Raises:
         ValueError: As `score`.
     """
-    axes = _axes(ax)
+    axes = axes_or_new(ax)
     if prediction.task == "classification":
         _draw_reliability(axes, prediction, y)
     else:
         _draw_quantiles(axes, pit(prediction, y, seed=seed))
-    return _figure(axes)
+    return figure_of(axes)
 
 
 def plot_history(posterior: Posterior, *, ax: Axes | None = None) -> Figure:
@@ -109,9 +107,9 @@ def plot_history(posterior: Posterior, *, ax: Axes | None = None) -> Figure:
     Returns:
         The figure.
     """
-    axes = _axes(ax)
+    axes = axes_or_new(ax)
     _draw_history(axes, {name: np.atleast_2d(np.asarray(loss)) for name, loss in posterior.history.items()})
-    return _figure(axes)
+    return figure_of(axes)
 
 
 def plot_fit(posterior: Posterior, prediction: Prediction, y: Any, *, target: str | None = None) -> Figure:
@@ -137,21 +135,6 @@ def plot_fit(posterior: Posterior, prediction: Prediction, y: Any, *, target: st
     return figure
 
 
-def _axes(ax: Axes | None) -> Axes:
-    ax = Figure(figsize=(4.5, 4.2), layout="constrained").subplots() if ax is None else ax
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="#E6E6E6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(labelsize=9)
-    return ax
-
-
-def _figure(ax: Axes) -> Figure:
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
-
-
 def _draw_history(ax: Axes, history: dict[str, np.ndarray]) -> None:
     ax.set_title("training", fontsize=10)
     ax.set_xlabel("epoch")
@@ -164,7 +147,7 @@ def _draw_history(ax: Axes, history: dict[str, np.ndarray]) -> None:
         ax.set_yticks([])
         return
     lines = _draw_chains(ax, loss, "-")
-    labels = [f"chain {chain}" for chain in range(len(lines))] if 1 < len(lines) <= len(_CHAINS) else []
+    labels = [f"chain {chain}" for chain in range(len(lines))] if 1 < len(lines) <= len(PALETTE) else []
     if validation is not None and np.isfinite(validation).any():
         right = ax.twinx()
         right.spines[["top", "left"]].set_visible(False)
@@ -183,7 +166,7 @@ def _draw_chains(ax: Axes, curves: np.ndarray, style: str) -> list[Any]:
         ax.set_xlim(0, 2)
     lines = []
     for chain, values in enumerate(curves):
-        color = _CHAINS[chain % len(_CHAINS)]
+        color = PALETTE[chain % len(PALETTE)]
         lines += ax.plot(epochs, values, style, color=color, lw=1.0, alpha=0.9, marker=marker, ms=4)
     finite = curves[np.isfinite(curves)]
     settled = curves[:, curves.shape[1] // 20 :]

@@ -1,0 +1,119 @@
+"""`bnnzoo reproduce`: the papers' tables and figures, ours beside theirs."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Shown
+
+from bnnzoo import data
+from bnnzoo.cli import report, runs
+from bnnzoo.cli.options import bad
+from bnnzoo.cli.terminal import console as make_console
+from bnnzoo.data.messages import closest
+from bnnzoo.reproduce import SCALES, Context, Entry, Result, Scale, entries
+
+RESULT, RECORD = "result.md", "result.json"
+
+
+def reproduce(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="[bold]list[/bold], an entry such as mnf/figure-6, or a paper: mnf."),
+    ] = "list",
+    scale: Annotated[
+        str,
+        typer.Option(help="smoke: seconds, numbers mean nothing; cpu: minutes on two cores; paper: its own protocol."),
+    ] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the results; what is finished there is used again.")] = Path(
+        "reproduced"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Fixes everything that is random.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes at a time, where an entry has many fits.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Reproduces tables and figures of the four papers, our numbers beside theirs.
+
+    Writes a page, its figures and the numbers to OUT/ENTRY-SCALE. A run that was interrupted goes on where it was.
+    """
+    console = make_console(quiet)
+    every = entries()
+    if what == "list":
+        console.print(_listed(every))
+        return
+    if scale not in SCALES:
+        raise bad("--scale", f"must be one of {', '.join(SCALES)}; given: {scale}")
+    chosen = [entry for name, entry in every.items() if name == what or name.partition("/")[0] == what]
+    if not chosen:
+        papers = {name.partition("/")[0] for name in every}
+        raise bad(
+            "WHAT", f"there is no entry or paper {what!r}{closest(what, [*every, *papers])}: see bnnzoo reproduce list"
+        )
+    if scale != "smoke":
+        for name in dict.fromkeys(name for entry in chosen for name in entry.data):
+            data.load(name)  # says how to provide it, before any work
+    for entry in chosen:
+        folder = out / f"{entry.name.replace('/', '-')}-{scale}"
+        folder.mkdir(parents=True, exist_ok=True)
+        context = Context(cast(Scale, scale), folder, seed, workers, quiet)
+        began = time.perf_counter()
+        result = entry.run(context)
+        report.files(console, _written(console, entry, context, result, time.perf_counter() - began))
+
+
+def _listed(every: dict[str, Entry]) -> Shown:
+    table = Shown(title="bnnzoo reproduce NAME", title_justify="left", title_style="bold", header_style="bold")
+    for number, column in enumerate(("name", "what it shows", "data", "cpu, min", "source")):
+        table.add_column(column, no_wrap=number == 0)
+    for entry in every.values():
+        table.add_row(entry.name, entry.title, ", ".join(entry.data), f"{entry.minutes:g}", entry.source)
+    return table
+
+
+def _written(console: Console, entry: Entry, context: Context, result: Result, seconds: float) -> dict[Path, str]:
+    """Prints a result, and writes it as a page, figures and numbers."""
+    where = (
+        f"{entry.source}; `bnnzoo reproduce {entry.name} --scale {context.scale} --seed {context.seed}`, "
+        f"{date.today().isoformat()}, {_machine()}, torch {version('torch')}, {seconds:.0f} s"
+    )
+    parts = [f"# {entry.title}", where, *(table.markdown() for table in result.tables)]
+    written: dict[Path, str] = {}
+    for name, figure in result.figures.items():
+        path = context.folder / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        written[path] = "figure"
+        parts.append(f"![{name}]({path.name})")
+    parts += [f"- {note}" for note in result.notes]
+    text = "\n\n".join(parts) + "\n"
+    runs.write_text(context.folder / RESULT, text)
+    record: dict[str, Any] = {"entry": entry.name, "scale": context.scale, "seed": context.seed, "seconds": seconds}
+    runs.write_json(context.folder / RECORD, {**record, "values": dict(result.values)})
+    console.print(f"\n[bold]{escape(entry.title)}[/bold]  [dim]{escape(where)}[/dim]", highlight=False)
+    for table in result.tables:
+        console.print()
+        shown = Shown(title=escape(table.caption), title_justify="left", title_style="bold", header_style="bold")
+        for column in table.header:
+            shown.add_column(escape(column))
+        for row in table.rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+    for note in result.notes:
+        console.print(f"- {escape(note)}", highlight=False)
+    return {context.folder / RESULT: "the page", context.folder / RECORD: "the numbers", **written}
+
+
+def _machine() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,21 @@
+"""Tables and figures of the four papers, each a named entry that puts our numbers beside theirs.
+
+    bnnzoo reproduce list
+    bnnzoo reproduce mnf/figure-6 --scale cpu
+
+`ENTRIES` has them all; a module of this package lists its own as `ENTRIES`, and `_MODULES` names the modules.
+"""
+
+from importlib import import_module
+
+from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table, plus_minus
+
+__all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "plus_minus"]
+
+_MODULES: tuple[str, ...] = ()
+
+
+def entries() -> dict[str, Entry]:
+    """Every entry by its name, sorted."""
+    found = [entry for module in _MODULES for entry in import_module(f"{__name__}.{module}").ENTRIES]
+    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
