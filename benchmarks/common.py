@@ -1,9 +1,7 @@
 """What the benchmarks share: interleaved timing, the networks they time, tables and records of where they ran."""
 
 import argparse
-import copy
 import json
-import math
 import os
 import platform
 import statistics
@@ -21,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnnzoo import Posterior, data, load
+from bnnzoo.reproduce.entry import mean_and_error, plus_minus  # noqa: F401
+from bnnzoo.reproduce.fits import enlarged_digits, kept, trained_network  # noqa: F401
 
 DATA_SIZE = 10_000
 """Rows of the imaginary data set that a timed minibatch stands for."""
@@ -194,55 +193,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers must come formatted."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean (over splits, say) and its standard error, which is NaN for a single value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
-
-
-def plus_minus(values: Sequence[float], form: str = ".2f") -> str:
-    """Mean ± standard error, or the single value; a sign in `form` is for the mean alone."""
-    mean, error = mean_and_error(values)
-    return f"{mean:{form}}" + (f" ± {error:{form.removeprefix('+')}}" if len(values) > 1 else "")
-
-
-def enlarged_digits() -> tuple[data.Dataset, data.Dataset]:
-    """Training and test part of embedded digits, 8x8 pixels enlarged to [N, 1, 28, 28]: smoke runs need no files."""
-    train, test = data.load("digits")[:300].split(0.2)
-
-    def enlarge(part: data.Dataset) -> data.Dataset:
-        images = part.x.reshape(len(part), 1, 8, 8)
-        return data.as_dataset((nn.functional.interpolate(images, size=28), part.y))
-
-    return enlarge(train), enlarge(test)
-
-
-def kept(path: Path, make: Callable[[], Posterior], network: nn.Module | None = None) -> Posterior:
-    """The posterior in a file; if there is none, what `make` returns, written there.
-
-    Args:
-        path: The file, `NAME.bnn`.
-        make: Fits or samples it; `info["seconds"]` tells the processor time that took.
-        network: Of a class that a file cannot hold, see `bnnzoo.load`.
-    """
-    if path.exists():
-        return load(path, network)
-    begin = time.process_time()
-    posterior = make()
-    posterior.info["seconds"] = time.process_time() - begin
-    posterior.save(path)
-    print(f"{path.stem}: {posterior.info['seconds']:.0f} CPU s", flush=True)
-    return posterior
-
-
-def trained_network(posterior: Posterior) -> nn.Module:
-    """A copy of a posterior's network with the weights of its single chain, for posteriors that are points."""
-    network = copy.deepcopy(posterior.bnn.network).eval()
-    values = {name: value[0, 0] for name, value in posterior.sample(1).items()}
-    network.load_state_dict(values, strict=False)  # buffers stay: the network has them already
-    return network
 
 
 def write(arguments: argparse.Namespace, results: Any) -> None:

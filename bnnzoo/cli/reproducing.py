@@ -42,7 +42,7 @@ def reproduce(
 ) -> None:
     """Reproduces tables and figures of the four papers, our numbers beside theirs.
 
-    Writes a page, its figures and the numbers to OUT/ENTRY-SCALE. A run that was interrupted goes on where it was.
+    Writes a page, its figures and the numbers to OUT/ENTRY-SCALE-SEED. A run that was interrupted goes on where it was.
     """
     console = make_console(quiet)
     every = entries()
@@ -61,9 +61,9 @@ def reproduce(
         for name in dict.fromkeys(name for entry in chosen for name in entry.data):
             data.load(name)  # says how to provide it, before any work
     for entry in chosen:
-        folder = out / f"{entry.name.replace('/', '-')}-{scale}"
+        folder = out / f"{entry.name.replace('/', '-')}-{scale}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        context = Context(cast(Scale, scale), folder, seed, workers, quiet)
+        context = Context(cast(Scale, scale), folder, seed, workers, quiet, out / f"fits-{scale}-{seed}")
         began = time.perf_counter()
         result = entry.run(context)
         report.files(console, _written(console, entry, context, result, time.perf_counter() - began))

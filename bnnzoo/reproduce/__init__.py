@@ -8,9 +8,9 @@
 
 from importlib import import_module
 
-from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table, plus_minus
+from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table, mean_and_error, plus_minus
 
-__all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "plus_minus"]
+__all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "mean_and_error", "plus_minus"]
 
 _MODULES: tuple[str, ...] = ()
 

@@ -26,10 +26,11 @@ class Context:
     Attributes:
         scale: `"smoke"`, `"cpu"` or `"paper"`.
         folder: What is finished is kept here, in files of the entry's choice, and used again by the next call. Each
-            entry has a folder of its own, which exists.
+            entry has a folder of its own for each scale and seed, which exists.
         seed: Fixes everything.
         workers: Processes at a time.
         quiet: Whether to show no progress.
+        shared: Of fits that several entries use, for each scale and seed one folder; None is `folder`.
     """
 
     scale: Scale
@@ -37,6 +38,23 @@ class Context:
     seed: int = 0
     workers: int = 1
     quiet: bool = False
+    shared: Path | None = None
+
+    @property
+    def fits(self) -> Path:
+        """Where to keep fits that several entries use, under names that tell them apart: `lenet-mnist-mnf.bnn`."""
+        folder = self.shared or self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def say(self, text: str) -> None:
+        """Prints a line of progress, unless quiet.
+
+        Args:
+            text: The line.
+        """
+        if not self.quiet:
+            print(text, flush=True)
 
     def pick(self, smoke: T, cpu: T, paper: T) -> T:
         """The one of three values that the scale asks for.
@@ -107,6 +125,16 @@ class Entry:
     minutes: float = 1.0
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, which is NaN for a single value.
+
+    Args:
+        values: Independent repetitions, at least one.
+    """
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
 def plus_minus(values: Sequence[float], form: str = ".2f") -> str:
     """Mean ± standard error of the mean, or the value if there is one.
 
@@ -114,7 +142,5 @@ def plus_minus(values: Sequence[float], form: str = ".2f") -> str:
         values: Independent repetitions, at least one.
         form: The numbers' format; a sign in it is for the mean alone.
     """
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:{form}}"
-    return f"{mean:{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form.removeprefix('+')}}"
+    mean, error = mean_and_error(values)
+    return f"{mean:{form}}" + (f" ± {error:{form.removeprefix('+')}}" if len(values) > 1 else "")

@@ -1,0 +1,99 @@
+"""What reproductions share: fits and numbers that are kept, digits that need no file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bnnzoo import data
+from bnnzoo.posterior import Posterior
+from bnnzoo.serialization import load
+
+
+class OtherSettingError(ValueError):
+    """What is kept was made with another setting."""
+
+
+def kept(
+    path: Path,
+    make: Callable[[], Posterior],
+    network: nn.Module | None = None,
+    say: Callable[[str], object] = print,
+) -> Posterior:
+    """The posterior in a file; if there is none, what `make` returns, written there.
+
+    Args:
+        path: The file, `NAME.bnn`, in a folder that exists.
+        make: Fits or samples it; `info["seconds"]` tells the processor time that took.
+        network: Of a class that a file cannot hold, see `bnnzoo.load`.
+        say: Is told when a posterior was made, such as `context.say`.
+    """
+    if path.exists():
+        return load(path, network)
+    begin = time.process_time()
+    posterior = make()
+    posterior.info["seconds"] = time.process_time() - begin
+    posterior.save(path)
+    say(f"{path.stem}: {posterior.info['seconds']:.0f} CPU s")
+    return posterior
+
+
+def recorded(
+    path: Path,
+    setting: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Any]],
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """The numbers in a JSON file; if there is none, what `make` returns, written there.
+
+    Args:
+        path: The file, `NAME.json`, in a folder that exists.
+        setting: What the numbers depend on, of types that JSON has; written beside them, under `setting`.
+        make: Computes them.
+        say: Is told when numbers were made, such as `context.say`.
+
+    Returns:
+        The numbers, the `setting`, and under `seconds`, if `make` did not say so itself, the processor time it took.
+
+    Raises:
+        OtherSettingError: If the file was made with another setting.
+    """
+    setting = json.loads(json.dumps(setting))
+    if path.exists():
+        result = json.loads(path.read_text())
+        changed = [name for name, value in setting.items() if result["setting"].get(name) != value]
+        if changed or len(setting) != len(result["setting"]):
+            names = ", ".join(changed) or ", ".join(set(result["setting"]) - set(setting))
+            raise OtherSettingError(f"{path} was made with another {names}: keep this run elsewhere")
+        return result
+    begin = time.process_time()
+    result = dict(make())
+    result = {"seconds": time.process_time() - begin, **result, "setting": setting}
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    say(f"{path.stem}: {result['seconds']:.0f} CPU s")
+    return result
+
+
+def enlarged_digits() -> tuple[data.Dataset, data.Dataset]:
+    """Training and test part of embedded digits, 8x8 pixels enlarged to [N, 1, 28, 28]: runs that need no files."""
+    train, test = data.load("digits")[:300].split(0.2)
+
+    def enlarge(part: data.Dataset) -> data.Dataset:
+        images = part.x.reshape(len(part), 1, 8, 8)
+        return data.as_dataset((nn.functional.interpolate(images, size=28), part.y))
+
+    return enlarge(train), enlarge(test)
+
+
+def trained_network(posterior: Posterior) -> nn.Module:
+    """A copy of a posterior's network with the weights of its single chain, for posteriors that are points."""
+    network = copy.deepcopy(posterior.bnn.network).eval()
+    values = {name: value[0, 0] for name, value in posterior.sample(1).items()}
+    network.load_state_dict(values, strict=False)  # buffers stay: the network has them already
+    return network
