@@ -3,6 +3,7 @@
 score, score_table, pointwise, pit       scores in the target's own units, with standard errors, and by datum
 baselines                                a constant and a linear model, scored alike
 plot_fit, plot_history, plot_predictions, plot_calibration
+plot_band                                mean and bands of a toy regression along its input
 moment_accuracy, plot_moment_accuracy    propagated means and variances against draws, layer by layer
 to_arviz, pareto_k, save_netcdf          ArviZ 0.23 and 1.x
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnnzoo.evaluation.arviz_export import to_arviz
+    from bnnzoo.evaluation.band_plots import plot_band
     from bnnzoo.evaluation.baseline_models import baselines
     from bnnzoo.evaluation.inference_data import pareto_k, save_netcdf
     from bnnzoo.evaluation.metrics import Score, pit, pointwise, score, score_table
@@ -31,6 +33,7 @@ __all__ = [
     "moment_reference",
     "pareto_k",
     "pit",
+    "plot_band",
     "plot_calibration",
     "plot_fit",
     "plot_history",
@@ -45,6 +48,7 @@ __all__ = [
 
 _HOMES = {
     "arviz_export": ("to_arviz",),
+    "band_plots": ("plot_band",),
     "baseline_models": ("baselines",),
     "inference_data": ("pareto_k", "save_netcdf"),
     "metrics": ("Score", "pit", "pointwise", "score", "score_table"),
