@@ -12,8 +12,11 @@ from typing import Any
 from torch import nn
 
 from bnnzoo import data
+from bnnzoo.guides import Guide
+from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
 from bnnzoo.serialization import load
+from bnnzoo.loop import Progression, fit
 
 
 class OtherSettingError(ValueError):
@@ -41,6 +44,54 @@ def kept(
     posterior.info["seconds"] = time.process_time() - begin
     posterior.save(path)
     say(f"{path.stem}: {posterior.info['seconds']:.0f} CPU s")
+    return posterior
+
+
+def trained(
+    path: Path,
+    build: Callable[[], tuple[BayesianNetwork, Guide]],
+    train: data.Dataset,
+    *,
+    say: Callable[[str], object] = print,
+    callback: Callable[[Progression], bool | None] | None = None,
+    **settings: Any,
+) -> Posterior:
+    """The posterior in a file; if there is none, a fit, written there, that goes on where it was interrupted.
+
+    Args:
+        path: The file, `NAME.bnn`, in a folder that exists. Until it is written, `NAME.checkpoint` and `NAME.seconds`
+            lie beside it.
+        build: Makes model and guide, the same ones at every call.
+        train: The data to fit to.
+        say: Is told the loss after every epoch, such as `context.say`.
+        callback: Of `bnnzoo.fit`; the time that it takes is not counted.
+        settings: Of `bnnzoo.fit`, `epochs` among them.
+
+    Returns:
+        The posterior; `info["seconds"]` is the processor time of its fit, interrupted calls included.
+    """
+    if path.exists():
+        return load(path)
+    checkpoint, spent = path.with_suffix(".checkpoint"), path.with_suffix(".seconds")
+    seconds = float(spent.read_text()) if checkpoint.exists() and spent.exists() else 0.0
+    begin = time.process_time()
+
+    def after_epoch(state: Progression) -> bool | None:
+        nonlocal seconds, begin
+        seconds += time.process_time() - begin
+        spent.write_text(f"{seconds}\n")
+        loss = state.history["loss"][:, -1].mean()
+        say(f"{path.stem}: epoch {state.epoch} of {settings['epochs']}, loss {loss:.4g}, {seconds:.0f} CPU s")
+        stop = None if callback is None else callback(state)
+        begin = time.process_time()
+        return stop
+
+    bnn, guide = build()
+    posterior = fit(bnn, guide, train, checkpoint=checkpoint, callback=after_epoch, progress=False, **settings)
+    posterior.info["seconds"] = seconds
+    posterior.save(path)
+    for rest in (checkpoint, spent):
+        rest.unlink(missing_ok=True)
     return posterior
 
 
