@@ -13,10 +13,11 @@ from torch import nn
 
 from bnnzoo import data
 from bnnzoo.guides import Guide
+from bnnzoo.loop import Progression
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
 from bnnzoo.serialization import load
-from bnnzoo.loop import Progression, fit
+from bnnzoo.training import fit
 
 
 class OtherSettingError(ValueError):
