@@ -15,6 +15,18 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(int(seed))
 
 
+def sample_generator(num_samples: int, seed: int) -> np.random.Generator:
+    """Return a generator for ``num_samples`` generated rows.
+
+    Args:
+        num_samples: The number of rows, an integer of at least 1.
+        seed: As for :func:`generator`.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}")
+    return generator(seed)
+
+
 def count_of(test_size: float, rows: int) -> int:
     """Return how many of ``rows`` rows a test set of ``test_size`` has.
 

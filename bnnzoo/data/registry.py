@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from bnnzoo.data import embedded, toys
+from bnnzoo.data import embedded, scenes, toys
 from bnnzoo.data.convert import Task
 from bnnzoo.data.dataset import Dataset
 from bnnzoo.data.messages import closest
@@ -287,6 +287,18 @@ ENTRIES: dict[str, Entry] = {
             feature_names=("x",),
             target_name="y",
             build=toys.counts,
+        ),
+        Entry(
+            "shapes",
+            "classification",
+            "disks, rectangles and triangles over each other, with a label for every pixel",
+            "generated",
+            "generated",
+            500,
+            (3, 32, 32),
+            target_name="shape",
+            class_names=scenes.CLASSES,
+            build=toys.shapes,
         ),
     )
 }

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bnnzoo.data.dataset import Dataset
-from bnnzoo.data.partition import generator
+from bnnzoo.data.partition import sample_generator
+from bnnzoo.data.scenes import shapes as shapes
 
 
 def cubic(num_samples: int = 20, noise: float = 3.0, seed: int = 0) -> Dataset:
@@ -23,7 +24,7 @@ def cubic(num_samples: int = 20, noise: float = 3.0, seed: int = 0) -> Dataset:
     Returns:
         A regression data set, ``x`` [N, 1] and ``y`` [N].
     """
-    rng = _generator(num_samples, seed)
+    rng = sample_generator(num_samples, seed)
     x = rng.uniform(-4.0, 4.0, num_samples)
     y = x**3 + noise * rng.standard_normal(num_samples)
     return _regression(x, y, "cubic", "y = x^3 + N(0, 9), 20 points on [-4, 4]")
@@ -42,7 +43,7 @@ def gap(num_samples: int = 200, seed: int = 0) -> Dataset:
     Returns:
         A regression data set, ``x`` [N, 1] and ``y`` [N].
     """
-    rng = _generator(num_samples, seed)
+    rng = sample_generator(num_samples, seed)
     side = np.where(np.arange(num_samples) < num_samples // 2, -1.0, 1.0)
     x = side * rng.uniform(0.7, 2.0, num_samples)
     points = torch.from_numpy(x)
@@ -71,7 +72,7 @@ def moons(num_samples: int = 200, noise: float = 0.2, seed: int = 0) -> Dataset:
     Returns:
         A classification data set, ``x`` [N, 2] and ``y`` [N] (0 the upper moon, 1 the lower one).
     """
-    rng = _generator(num_samples, seed)
+    rng = sample_generator(num_samples, seed)
     y = np.arange(num_samples) % 2
     angle = rng.uniform(0.0, np.pi, num_samples)
     upper = np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -99,7 +100,7 @@ def counts(num_samples: int = 200, seed: int = 0) -> Dataset:
     Returns:
         A data set of counts, ``x`` [N, 1] and ``y`` [N].
     """
-    rng = _generator(num_samples, seed)
+    rng = sample_generator(num_samples, seed)
     x = rng.uniform(-2.0, 2.0, num_samples)
     y = rng.poisson(counts_rate(torch.from_numpy(x)).numpy()).astype(np.float64)
     return Dataset(
@@ -116,12 +117,6 @@ def counts(num_samples: int = 200, seed: int = 0) -> Dataset:
 def counts_rate(x: Tensor) -> Tensor:
     """Return the true rate exp(1 + sin 2x) of :func:`counts`, elementwise: between 1 and 7.4."""
     return torch.exp(1.0 + torch.sin(2.0 * x))
-
-
-def _generator(num_samples: int, seed: int) -> np.random.Generator:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}")
-    return generator(seed)
 
 
 def _regression(x: np.ndarray, y: np.ndarray, name: str, description: str) -> Dataset:

@@ -5,7 +5,7 @@ import torch
 from bnnzoo.data import toys
 
 
-@pytest.mark.parametrize("make", [toys.cubic, toys.gap, toys.moons, toys.counts])
+@pytest.mark.parametrize("make", [toys.cubic, toys.gap, toys.moons, toys.counts, toys.shapes])
 def test_seeds(make):
     torch.manual_seed(0)
     before = torch.get_rng_state()
