@@ -50,7 +50,8 @@ def kept(
 
 def trained(
     path: Path,
-    build: Callable[[], tuple[BayesianNetwork, Guide]],
+    bnn: BayesianNetwork,
+    guide: Guide,
     train: data.Dataset,
     *,
     say: Callable[[str], object] = print,
@@ -62,7 +63,8 @@ def trained(
     Args:
         path: The file, `NAME.bnn`, in a folder that exists. Until it is written, `NAME.checkpoint` and `NAME.seconds`
             lie beside it.
-        build: Makes model and guide, the same ones at every call.
+        bnn: The model, the same one at every call.
+        guide: Built from it.
         train: The data to fit to.
         say: Is told the loss after every epoch, such as `context.say`.
         callback: Of `bnnzoo.fit`; the time that it takes is not counted.
@@ -87,7 +89,6 @@ def trained(
         begin = time.process_time()
         return stop
 
-    bnn, guide = build()
     posterior = fit(bnn, guide, train, checkpoint=checkpoint, callback=after_epoch, progress=False, **settings)
     posterior.info["seconds"] = seconds
     posterior.save(path)

@@ -1,13 +1,14 @@
-"""LeNet on MNIST, and on the first five classes of CIFAR-10, by the methods of the MNF paper's Table 1.
+"""LeNet on MNIST, and on the first five classes of CIFAR-10, by the methods of the MNF paper's Table 1 and by others.
 
-The fits behind Table 2 and Figures 1 to 5 (Louizos and Welling, 2017, section 4), each kept for all that use it.
+The fits behind Table 2 and Figures 1 to 5 (Louizos and Welling, 2017, section 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ DENSE_CONV: dict[Any, Any] = {nn.Conv2d: "dense", "*": "local"}
 
 @dataclass(frozen=True)
 class Task:
-    """A set of images and the network that the paper fits to it.
+    """A set of images, and what the paper fits to it.
 
     Attributes:
         title: In tables.
         data: A name that `data.load` knows.
-        classes: Only the first so many are used.
+        classes: Only the first so many are used; the others are hidden.
+        network: Arguments of `models.LeNet`, by position.
         max_scale: Bound on the standard deviations of MNF's weights.
         members: Of the deep ensemble.
         adversarial: ε of the deep ensemble's training.
@@ -42,6 +44,7 @@ class Task:
     title: str
     data: str
     classes: int
+    network: tuple[Any, ...]
     max_scale: float
     members: int
     adversarial: float
@@ -54,17 +57,18 @@ TASKS: dict[str, Task] = {
         "MNIST",
         "mnist",
         classes=10,
+        network=(1, 10, (20, 50), 500, 28),
         max_scale=0.5,
         members=10,
         adversarial=0.25,
         errors={"map": 0.6, "dropout": 0.5, "ensemble": 0.7, "mean-field": 0.9, "fflu": 0.9, "mnf": 0.7},
         pruned=(62, 95.2, 99.5, 93.3),
     ),
-    # Airplane, automobile, bird, cat, deer; the others are hidden.
     "cifar5": Task(
-        "CIFAR-10, first five classes",
+        "five classes of CIFAR-10",  # airplane, automobile, bird, cat, deer
         "cifar10",
         classes=5,
+        network=(3, 5, (192, 192), 1000, 32),
         max_scale=0.4,
         members=5,
         adversarial=0.1,
@@ -76,39 +80,48 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Method:
-    """A model of the paper's Table 1.
+    """A way to fit a LeNet.
 
     Attributes:
         label: In tables and figures.
-        guide: Builds the guide from the model and the task.
+        guide: Builds the guide; is given the bound of the weights' standard deviations, which only MNF uses.
         prior: Of all weights; None is the standard normal.
-        point: Whether a chain is one network, so that one draw is all there is.
-        ensemble: Whether the chains are one posterior.
+        ensemble: Whether the chains are the members of one posterior.
+        batch_norm: Whether the network has batch normalization.
     """
 
     label: str
-    guide: Callable[[BayesianNetwork, Task], guides.Guide]
+    guide: Callable[[BayesianNetwork, float], guides.Guide]
     prior: Any = None
-    point: bool = False
     ensemble: bool = False
+    batch_norm: bool = False
 
 
-def _map(bnn: BayesianNetwork, task: Task) -> guides.Guide:
+def _map(bnn: BayesianNetwork, most: float) -> guides.Guide:
     return guides.Map(bnn)
 
 
-def _mean_field(bnn: BayesianNetwork, task: Task) -> guides.Guide:
+def _mean_field(bnn: BayesianNetwork, most: float) -> guides.Guide:
     return guides.MeanField(bnn, init_scale=0.02, sampling=DENSE_CONV)
 
 
 METHODS: dict[str, Method] = {
-    "map": Method("Map (L2)", _map, point=True),
-    "dropout": Method("Dropout", lambda bnn, task: guides.Dropout(bnn)),  # rate 0.5, but on the pixels none
-    "ensemble": Method("ensemble of Maps", _map, point=True, ensemble=True),
+    "map": Method("Map (L2)", _map),
+    "dropout": Method("Dropout", lambda bnn, _: guides.Dropout(bnn)),  # rate 0.5, but on the pixels none
+    "ensemble": Method("ensemble of Maps", _map, ensemble=True),
     "mean-field": Method("MeanField (FFG)", _mean_field),
     "fflu": Method("MeanField, log-uniform prior (FFLU)", _mean_field, prior=priors.LogUniform()),
-    "mnf": Method("MNF", lambda bnn, task: guides.MNF(bnn, max_scale=task.max_scale, sampling=DENSE_CONV)),
+    "mnf": Method("MNF", lambda bnn, most: guides.MNF(bnn, max_scale=most, sampling=DENSE_CONV)),
+    "learned-dropout": Method("Dropout, learned rates", lambda bnn, _: guides.Dropout(bnn, 0.2, learn_rate=True)),
+    "batch-norm": Method("BatchNorm", lambda bnn, _: guides.BatchNorm(bnn), batch_norm=True),
+    "low-rank": Method("LowRank, rank 10", lambda bnn, _: guides.LowRank(bnn, rank=10, init_scale=0.02)),
+    "laplace": Method("Laplace, last layer", lambda bnn, _: guides.Laplace(bnn, structure="last_layer")),
+    "moments": Method("MomentPropagation", lambda bnn, _: guides.MomentPropagation(bnn)),
 }
+"""The paper's six, as in its Table 1, and further guides of the library."""
+
+PAPER = ("map", "dropout", "ensemble", "mean-field", "fflu", "mnf")
+"""The methods of the paper's Tables 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -116,37 +129,40 @@ class Size:
     """How much is done.
 
     Attributes:
+        network: Arguments of `models.LeNet`, by position.
         epochs: Passes over the training data.
-        member_epochs: Passes of each member of the ensemble.
-        members: Of the ensemble; None is as many as the paper has, trained on adversarial examples as there.
-        draws: Posterior draws of predictions.
-        network: Sizes of the LeNet, arguments of `models.LeNet`.
+        members: Of the ensemble.
+        adversarial: ε of the ensemble's training; None is none.
+        draws: Of the posterior, for predictions.
+        hurried: Whether so few epochs need help: the KL's weight rises from 0 to 1 over half of them, the learning rate
+            falls from 2e-3 to 0 along a cosine. Otherwise they are 1 and 1e-3, Adam's default, as in the paper.
     """
 
+    network: tuple[Any, ...]
     epochs: int
-    member_epochs: int
-    members: int | None
+    members: int
+    adversarial: float | None
     draws: int
-    network: Mapping[str, Any]
+    hurried: bool = True
 
 
-def size_of(context: Context, task: str) -> Size:
-    """How much is done at a scale.
+def size_of(context: Context, task: str, ensemble: bool = False) -> Size:
+    """How much Table 2 takes at a scale.
 
     Args:
         context: Of the entry.
         task: One of `TASKS`.
+        ensemble: Whether it is for the ensemble, whose members are trained for fewer epochs at the scale `cpu`.
     """
-    color = {"in_channels": 3, "num_classes": 5}
-    if task == "mnist":
-        return context.pick(
-            Size(1, 1, 2, 2, {"filters": (4, 4), "hidden": 20}), Size(6, 2, 5, 20, {}), Size(100, 100, None, 100, {})
-        )
-    return context.pick(
-        Size(1, 1, 2, 2, {**color, "filters": (8, 8), "hidden": 20}),
-        Size(8, 3, 5, 20, {**color, "filters": (32, 32), "hidden": 200, "image_size": 32}),
-        Size(100, 100, None, 100, {**color, "filters": (192, 192), "hidden": 1000, "image_size": 32}),
-    )
+    given = TASKS[task]
+    channels, classes, _, _, pixels = given.network
+    smoke = Size((channels, classes, (4, 4), 20), epochs=1, members=2, adversarial=None, draws=2)
+    cpu = Size(given.network, epochs=2 if ensemble else 6, members=5, adversarial=None, draws=20)
+    if task == "cifar5":
+        small = (channels, classes, (32, 32), 200, pixels)
+        cpu = replace(cpu, network=small, epochs=3 if ensemble else 8)
+    paper = Size(given.network, 100, given.members, given.adversarial, draws=100, hurried=False)
+    return context.pick(smoke, cpu, paper)
 
 
 def images(context: Context, task: str) -> tuple[data.Dataset, data.Dataset]:
@@ -156,51 +172,47 @@ def images(context: Context, task: str) -> tuple[data.Dataset, data.Dataset]:
         context: Of the entry.
         task: One of `TASKS`.
     """
-    smoke = context.scale == "smoke"
-    parts = enlarged_digits() if smoke else data.load(TASKS[task].data).split()
-    if task == "mnist":
-        return parts[0], parts[1]
+    smoke, given = context.scale == "smoke", TASKS[task]
+    parts = enlarged_digits() if smoke else data.load(given.data).split()
 
     def known(part: data.Dataset) -> data.Dataset:
-        kept = (part.y < TASKS[task].classes).nonzero()[:, 0]
-        x = part.x[kept]
-        return data.as_dataset((x.repeat(1, 3, 1, 1) if smoke else x, part.y[kept]))
+        part = part.subset(part.y < given.classes)
+        return data.as_dataset((part.x.repeat(1, given.network[0], 1, 1), part.y)) if smoke else part
 
     return known(parts[0]), known(parts[1])
 
 
-def posterior_of(context: Context, task: str, method: str) -> Posterior:
+def posterior_of(
+    context: Context, task: str, method: str, train: data.Dataset, size: Size, folder: Path | None = None
+) -> Posterior:
     """A LeNet fitted by a method, or what an earlier call left; a fit that was interrupted goes on.
 
     Args:
         context: Of the entry.
         task: One of `TASKS`.
         method: One of `METHODS`.
+        train: Training images, such as those of `images`.
+        size: How much to do, such as `size_of`.
+        folder: Where it is kept; None is `context.fits`, for fits of the sizes of `size_of`.
     """
-    how, size = METHODS[method], size_of(context, task)
-    train = images(context, task)[0]
-    adversarial = how.ensemble and size.members is None
-    epochs = size.member_epochs if how.ensemble else size.epochs
-    paper = context.scale == "paper"
+    how = METHODS[method]
 
-    def build() -> tuple[BayesianNetwork, guides.Guide]:
-        torch.manual_seed(context.seed)
-        prior = how.prior or Normal(0.0, 1.0)
-        bnn = BayesianNetwork(models.LeNet(**size.network), likelihoods.Categorical(), prior)
-        return bnn, how.guide(bnn, TASKS[task])
-
+    torch.manual_seed(context.seed)
+    network = models.LeNet(*size.network, batch_norm=how.batch_norm)
+    bnn = BayesianNetwork(network, likelihoods.Categorical(), how.prior or Normal(0.0, 1.0))
+    guide = how.guide(bnn, TASKS[task].max_scale)
     return trained(
-        context.fits / f"lenet-{task}-{method}.bnn",
-        build,
+        (folder or context.fits) / f"lenet-{task}-{method}.bnn",
+        bnn,
+        guide,
         train,
         say=context.say,
-        # In few epochs: the KL's weight rises from 0 to 1 over half of them, the rate falls to 0 along a cosine.
-        objective=objectives.ELBO(kl_weight=1.0 if paper else objectives.KLAnnealing(0.5 * epochs)),
-        epochs=epochs,
+        objective=guide.objective(objectives.KLAnnealing(0.5 * size.epochs) if size.hurried else 1.0),
+        epochs=size.epochs,
         batch_size=100,
-        lr=1e-3 if paper else 2e-3,
-        scheduler=None if paper else partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
-        chains=(size.members or TASKS[task].members) if how.ensemble else 1,
-        adversarial=TASKS[task].adversarial if adversarial else None,
+        lr=2e-3 if size.hurried else 1e-3,
+        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=size.epochs) if size.hurried else None,
+        chains=size.members if how.ensemble else 1,
+        adversarial=size.adversarial if how.ensemble else None,
         seed=context.seed,
     )
