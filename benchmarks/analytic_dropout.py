@@ -43,7 +43,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import bnnzoo
 from bnnzoo import BayesianNetwork, data, guides, likelihoods, models, moments, objectives, priors
 from bnnzoo.moments.softmax import log_softmax
-from bnnzoo.training import Progression
+from bnnzoo.loop import Progression
 
 SETTING: dict[str, Any] = {
     "batch_size": 128,

@@ -25,7 +25,7 @@ from pyro.distributions import Normal
 from bnnzoo import BayesianNetwork, Posterior, Prediction, data, fit, guides, likelihoods, models, objectives
 from bnnzoo._vectorize import Pair
 from bnnzoo.evaluation.plots import BLUE, GRAY, VERMILION
-from bnnzoo.training import Progression
+from bnnzoo.loop import Progression
 
 SETTING: dict[str, Any] = {
     "hidden": (50,),

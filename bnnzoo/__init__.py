@@ -16,7 +16,7 @@ from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
 from bnnzoo.serialization import load
-from bnnzoo.training import fit
+from bnnzoo.training import Task, fit, fit_each
 
 __version__ = version("bnnzoo")
 
@@ -24,10 +24,12 @@ __all__ = [
     "BayesianNetwork",
     "Posterior",
     "Prediction",
+    "Task",
     "__version__",
     "data",
     "evaluation",
     "fit",
+    "fit_each",
     "guides",
     "likelihoods",
     "load",

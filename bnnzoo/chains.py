@@ -103,7 +103,9 @@ class Trainer:
         data: Inputs and targets as the model sees them, [N, ...].
         optimizer: Makes the optimizer from a list of parameters.
         clip_norm: Bound of each chain's gradient norm, or None.
-        reach: How far adversarial examples are from the data, a number or one an input feature; None for none.
+        reach: How far adversarial examples are from the data, a number or one an input feature, or beside inputs
+            [chain, B, ...]; None for none.
+        size: Number of data of a chain, which its minibatches stand for; default all of `data`.
 
     Attributes:
         parameters: Stacked parameters, [chain, ...]; views of what the optimizer steps.
@@ -120,10 +122,12 @@ class Trainer:
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         clip_norm: float | None = None,
         reach: Tensor | None = None,
+        size: int | None = None,
     ) -> None:
         self.pair = pair
         self.objective = objective
         self.x, self.y = data
+        self.size = len(self.x) if size is None else size
         self.clip_norm = clip_norm
         self.reach = reach
         parameters, buffers = state
@@ -158,11 +162,11 @@ class Trainer:
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         if self.chains == 1:
-            return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=len(self.x))[None]
+            return self.objective.differentiable_loss(self.pair.model, self.pair.guide, x, y, size=self.size)[None]
         return self._mapped(self._stacked, self.buffers, x, y)
 
     def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        loss = partial(self.objective.differentiable_loss, size=len(self.x))
+        loss = partial(self.objective.differentiable_loss, size=self.size)
         return functional_call(self.pair, (parameters, buffers), (loss, x, y))
 
     def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -225,8 +229,9 @@ class Keeper:
     stays in the stack, where it cannot touch the others, and is put back after every epoch.
     """
 
-    def __init__(self, trainer: Trainer, patience: int | None) -> None:
+    def __init__(self, trainer: Trainer, patience: int | None, names: list[str]) -> None:
         self.trainer = trainer
+        self.names = names  # of the chains, in messages
         self.patience = patience
         self.active = torch.ones(trainer.chains, dtype=torch.bool)
         self.best = torch.full((trainer.chains,), math.inf)
@@ -251,7 +256,7 @@ class Keeper:
         for chain in torch.nonzero(self.active & ~finite).flatten().tolist():
             self.active[chain] = False
             self.diverged.append(chain)
-            message = f"chain {chain} diverged in epoch {epoch} (loss {scores['loss'][chain].item():g})"
+            message = f"{self.names[chain]} diverged in epoch {epoch} (loss {scores['loss'][chain].item():g})"
             warnings.warn(f"{message}; it stays as it was before that epoch", DivergenceWarning, stacklevel=5)
         if len(self.diverged) == self.trainer.chains:
             raise FloatingPointError(

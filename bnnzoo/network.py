@@ -110,6 +110,7 @@ class BayesianNetwork(Program):
         clash = set(random) & {*likelihood.sites(), "y", "data"}
         if clash:
             raise ValueError(f"parameter names {sorted(clash)} are taken by the likelihood's sites or by the data")
+        self.stacked_priors: Any = None  # of several tasks, see bnnzoo.together
         self._places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in random}
         names = {id(p): name for name, p in self.network.named_parameters()}
         for module in self.network.modules():
@@ -180,7 +181,8 @@ class BayesianNetwork(Program):
         Raises:
             ValueError: If `y` has not the shape of the likelihood's targets, or `size` is less than B.
         """
-        values = {name: pyro.sample(name, prior) for name, prior in self._prior_sites.items()}
+        priors = self._prior_sites if self.stacked_priors is None else self.stacked_priors.sites()
+        values = {name: pyro.sample(name, prior) for name, prior in priors.items()}
         output = self.output(values, x)
         likelihood = self.likelihood
         latent = {name: pyro.sample(name, prior) for name, prior in self._noise_sites().items()}
@@ -266,20 +268,20 @@ def _group(priors: dict[str, Distribution], shapes: dict[str, torch.Size]) -> li
     """Merge the sites' priors into blocks: one a distribution object, and one a family of independent elements."""
     groups: dict[Any, list[str]] = {}
     for name, prior in priors.items():
-        elementwise = type(prior) in _MERGEABLE
+        elementwise = type(prior) in MERGEABLE
         scalar = not prior.batch_shape and not prior.event_shape
         key = type(prior) if elementwise else id(prior) if scalar else name
         groups.setdefault(key, []).append(name)
     return [_merge({name: priors[name] for name in names}, shapes) for names in groups.values()]
 
 
-_MERGEABLE = (dist.Normal, dist.Laplace, dist.StudentT, dist.Cauchy)
+MERGEABLE = (dist.Normal, dist.Laplace, dist.StudentT, dist.Cauchy)
 
 
 def _merge(priors: dict[str, Distribution], shapes: dict[str, torch.Size]) -> Block:
     layout = Layout({name: shapes[name] for name in priors})
     first = next(iter(priors.values()))
-    if type(first) not in _MERGEABLE:
+    if type(first) not in MERGEABLE:
         if not first.batch_shape and not first.event_shape:
             return Block(first, layout)
         return _Whole(first, layout)

@@ -1,14 +1,12 @@
-"""`fit`: train a guide, one chain or many in one vectorized pass."""
+"""`fit` and `fit_each`: train guides, one chain or many, of one task or many, in one vectorized pass."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,40 +14,33 @@ from typing import Any
 import numpy as np
 import pyro.infer
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import nn
 
 from bnnzoo._vectorize import Pair, pyro_settings, seeded
-from bnnzoo.chains import Keeper, State, Trainer, chain_seed, collect, initial_state
-from bnnzoo.checkpoint import Checkpoint
-from bnnzoo.data import as_dataset
+from bnnzoo.chains import State, chain_seed, initial_state
+from bnnzoo.data import Dataset, Standardization, as_dataset
 from bnnzoo.guides import Empirical, Guide
+from bnnzoo.loop import OptimizerFactory, Part, Progression, Run, SchedulerFactory
 from bnnzoo.network import BayesianNetwork
-from bnnzoo.objectives import ELBO, Objective
+from bnnzoo.objectives import ELBO
 from bnnzoo.posterior import Posterior
-from bnnzoo.training_data import check_last_batch, checksum, input_range, training_tensors, validation_split
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
-SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+from bnnzoo.together import check_alike, together
+from bnnzoo.training_data import check_last_batch, training_tensors, validation_split
 
 
-@dataclass
-class Progression:
-    """What a callback sees at the end of an epoch.
+@dataclass(frozen=True)
+class Task:
+    """One of several things to fit together, see `fit_each`.
 
     Attributes:
-        epoch: Number of finished epochs, from 1.
-        history: `{"loss": [chain, epoch], ...}` so far.
-        parameters: The chains' parameters, stacked, [chain, ...]; views: writing to them changes the fit.
-        active: Whether each chain is still trained, [chain].
+        bnn: The model.
+        guide: A guide built from it.
+        data: The training data, whatever `fit` takes.
     """
 
-    epoch: int
-    history: dict[str, np.ndarray]
-    parameters: dict[str, Tensor]
-    active: Tensor
+    bnn: BayesianNetwork
+    guide: nn.Module
+    data: Any
 
 
 def fit(
@@ -127,34 +118,85 @@ def fit(
         DivergenceWarning: If a chain diverged; the others are not touched by it.
     """
     settings = {name: value for name, value in locals().items() if name not in ("bnn", "guide", "data")}
-    return _fit(Pair(bnn, guide).copy(), None, data, **settings)
+    dataset = as_dataset(data)
+    return _fit([Pair(bnn, guide).copy()], [dataset.standardization], [dataset], None, **settings)[0]
+
+
+def fit_each(tasks: Sequence[Task], *, chains: int = 1, validation: Any = None, **settings: Any) -> list[Posterior]:
+    """Fit several tasks in one vectorized pass: splits, folds of a cross-validation, a grid of hyperparameters.
+
+    All chains of all tasks are one stack, trained as `fit` trains the chains of one: each has initial values,
+    minibatches and draws of its own. Tasks must be alike in all that makes the program: the network, the guide and its
+    options, the likelihood, the families of the priors, and the number and shape of their data. They may differ in all
+    that tensors hold: data and their standardization, the network's values, the numbers of normal, Laplace, Student's t
+    and Cauchy priors, dropout rates, initial scales, a Gaussian likelihood's fixed noise. The first chain of a task
+    starts at its own network's values.
+
+    Args:
+        tasks: What to fit, at least one.
+        chains: Number of chains of each task, ≥ 1.
+        validation: A fraction of each task's training data to hold out, in (0, 1), or a sequence of data, one a task.
+        **settings: As of `fit`: objective (by default the first guide's own), epochs, batch_size, lr, seed, ... A
+            callback sees all chains, those of the first task first.
+
+    Returns:
+        A posterior of each task, as `fit` returns it.
+
+    Raises:
+        ValueError: As `fit`, or if the tasks are not alike; says which task differs in what.
+        FloatingPointError: If every chain of every task diverged.
+        TypeError: If a setting is unknown.
+    """
+    unknown = sorted(set(settings) - _DEFAULTS.keys())
+    if unknown:
+        raise TypeError(f"{unknown[0]} is no setting of fit_each: it takes those of bnnzoo.fit")
+    tasks = list(tasks)
+    if not tasks:
+        raise ValueError("there is no task to fit")
+    for number, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise TypeError(f"task {number} must be a bnnzoo.Task(bnn, guide, data), not {type(task).__name__}")
+    if validation is not None and not isinstance(validation, float):
+        validation = list(validation)
+        if len(validation) != len(tasks):
+            raise ValueError(f"validation must have data for each of the {len(tasks)} tasks, not {len(validation)}")
+    pairs = [Pair(task.bnn, task.guide).copy() for task in tasks]
+    check_alike(pairs)
+    data = [as_dataset(task.data) for task in tasks]
+    settings = {**_DEFAULTS, **settings, "chains": chains, "validation": validation}
+    return _fit(pairs, [each.standardization for each in data], data, None, **settings)
 
 
 def resume(posterior: Posterior, data: Any, **settings: Any) -> Posterior:
     """Train a posterior's chains further; see `Posterior.fit`."""
-    unknown = sorted(set(settings) - set(inspect.signature(fit).parameters))
+    unknown = sorted(set(settings) - _DEFAULTS.keys())
     if unknown or "chains" in settings:
         raise TypeError(f"{unknown or ['chains']} is no setting of Posterior.fit: see bnnzoo.fit")
-    defaults = {n: p.default for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY}
     if isinstance(posterior.guide, Empirical):
         raise TypeError("stored draws have nothing to train: draw more with bnnzoo.sample")
     pair = Pair(posterior.bnn, posterior.guide).copy()
-    return _fit(pair, posterior, data, **{**defaults, **settings, "chains": posterior.chains})
+    settings = {**_DEFAULTS, **settings, "chains": posterior.chains}
+    return _fit([pair], [posterior.standardization], [as_dataset(data)], posterior.state(), **settings)[0]
+
+
+_DEFAULTS = {n: p.default for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def _fit(
-    pair: Pair,
-    start: Posterior | None,
-    data: Any,
+    pairs: list[Pair],
+    standardizations: list[Standardization | None],
+    data: list[Dataset],
+    start: State | None,
     *,
     epochs: int,
     batch_size: int | None,
     validation: Any,
     progress: bool | None,
     **settings: Any,
-) -> Posterior:
-    own = pair.guide.objective() if isinstance(pair.guide, Guide) else ELBO()
-    run = _Run(
+) -> list[Posterior]:
+    """Fit each pair to its data; `start` has the stacked state of a single pair that is trained further."""
+    own = pairs[0].guide.objective() if isinstance(pairs[0].guide, Guide) else ELBO()
+    run = Run(
         objective=own if settings["objective"] is None else settings["objective"],
         optimizer=settings["optimizer"] or partial(torch.optim.Adam, fused=True),
         scheduler=settings["scheduler"],
@@ -175,214 +217,55 @@ def _fit(
         raise TypeError(f"{type(run.objective).__name__} has no differentiable_loss to train by: use bnnzoo.objectives")
     if run.checkpoint is not None and not run.checkpoint.parent.is_dir():
         raise FileNotFoundError(f"cannot keep a checkpoint in {run.checkpoint}: there is no such folder")
-    dataset, held_out = validation_split(as_dataset(data), validation, run.patience, run.seed)
-    standardization = dataset.standardization if start is None else start.standardization
-    x, y = training_tensors(pair.model, dataset, standardization)
+    # A single task has the seed itself, several have seeds made of it.
+    seeds = [run.seed] if len(pairs) == 1 else [chain_seed(run.seed, number) for number in range(len(pairs))]
+    held_out = validation if isinstance(validation, list) else [validation] * len(pairs)
+    parts = [
+        _part(pair, dataset, standardization, valid, run.patience, seed)
+        for pair, dataset, standardization, valid, seed in zip(
+            pairs, data, standardizations, held_out, seeds, strict=True
+        )
+    ]
+    shapes = [(part.x.shape, part.y.shape) for part in parts]
+    for number, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"all tasks need as many data of the same shape: task {number} has inputs {list(shape[0])} and targets "
+                f"{list(shape[1])}, task 0 {list(shapes[0][0])} and {list(shapes[0][1])}; drop rows, or fit it apart"
+            )
+    x = parts[0].x
     size = len(x)
     if batch_size is None:
         batch_size = min(100, size)
     if _at_least(1, batch_size=batch_size) > size:
         raise ValueError(f"batch_size must be at most the number of data, {size}, not {batch_size}")
-    check_last_batch(pair.model, x, batch_size)
-    validation_tensors = None if held_out is None else training_tensors(pair.model, held_out, standardization)
-    with seeded(run.seed, x.device), pyro_settings(pair), torch.enable_grad():
-        state = initial_state(pair, run.chains, run.seed, x[:2], y[:2]) if start is None else start.state()
-        posterior = run(pair, state, (x, y), batch_size, validation_tensors)
-    posterior.standardization = standardization
-    posterior.info["data"] = dataset.name
-    return posterior
+    check_last_batch(parts[0].pair.model, x, batch_size)
+    with seeded(run.seed, x.device), pyro_settings(*pairs), torch.enable_grad():
+        if start is None:
+            states = [initial_state(p.pair, run.chains, p.seed, p.x[:2], p.y[:2]) for p in parts]
+            pair, start = together(pairs, states)
+        else:
+            pair = pairs[0]
+        posteriors = run(pair, start, parts, batch_size)
+    for posterior, standardization, dataset in zip(posteriors, standardizations, data, strict=True):
+        posterior.standardization = standardization
+        posterior.info["data"] = dataset.name
+    return posteriors
 
 
-@dataclass
-class _Run:
-    """One call of `fit`, its arguments checked."""
-
-    objective: pyro.infer.ELBO
-    optimizer: OptimizerFactory
-    scheduler: SchedulerFactory | None
-    epochs: int
-    lr: float
-    chains: int
-    seed: int
-    clip_norm: float | None
-    adversarial: float | None
-    patience: int | None
-    checkpoint: Path | None
-    callback: Callable[[Progression], bool | None] | None
-    progress: bool
-    history: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        pair: Pair,
-        state: State,
-        data: tuple[Tensor, Tensor],
-        batch_size: int,
-        held_out: tuple[Tensor, Tensor] | None,
-    ) -> Posterior:
-        objective = copy.copy(self.objective)
-        description = self._objective()
-        make = partial(self.optimizer, lr=self.lr)
-        reach = None if self.adversarial is None else self.adversarial * input_range(data[0])
-        trainer = Trainer(pair, state, objective, data, make, self.clip_norm, reach)
-        scheduler = self.scheduler(trainer.optimizer) if self.scheduler else None
-        if isinstance(scheduler, ReduceLROnPlateau) and self.chains > 1:
-            raise ValueError("ReduceLROnPlateau follows one loss, and chains share their learning rate: use chains=1")
-        size = len(data[0])
-        orders = [torch.Generator().manual_seed(chain_seed(self.seed, chain) + 1) for chain in range(self.chains)]
-        keeper = Keeper(trainer, self.patience)
-        learn = partial(collect, pair, (trainer.parameters, trainer.buffers), *data, batch_size, self.seed)
-        validate = None if held_out is None else _Validation(pair, trainer, held_out, self.seed)
-        saved = None
-        if self.checkpoint is not None:
-            saved = Checkpoint(self.checkpoint, self._fingerprint(trainer, scheduler, batch_size, held_out))
-        first = 0
-        if saved is not None and saved.exists():
-            first = saved.restore(trainer, scheduler, keeper, orders, self.history)
-        pair.train()
-        with self._bar(first) as advance:
-            for epoch in range(first, self.epochs if keeper.active.any() else first):
-                loss = self._epoch(trainer, orders, epoch, size, batch_size)
-                scores = {"loss": loss}
-                if validate is not None:
-                    learn()
-                    scores["validation"] = validate()
-                for name, value in scores.items():
-                    self.history.setdefault(name, []).append(value.cpu())
-                keeper.after_epoch(epoch + 1, scores)
-                if isinstance(scheduler, ReduceLROnPlateau):
-                    scheduler.step(list(scores.values())[-1].item())
-                elif scheduler is not None:
-                    scheduler.step()
-                stop = self._call_back(epoch + 1, trainer, keeper)
-                if saved is not None:
-                    saved.write(epoch + 1, trainer, scheduler, keeper, orders, self.history)
-                advance(loss)
-                if stop or not keeper.active.any():
-                    break
-        keeper.finish()
-        learn()
-        pair.eval()
-        return Posterior(
-            pair,
-            trainer.parameters,
-            trainer.buffers,
-            history=self._arrays(),
-            info={
-                "objective": description,
-                "seed": self.seed,
-                "batch_size": batch_size,
-                "lr": self.lr,
-                "adversarial": self.adversarial,
-                "num_data": size,
-                "checksum": checksum(*data),
-                "example": [(list(t[:2].shape), str(t.dtype).removeprefix("torch.")) for t in data],
-                "diverged": keeper.diverged,
-            },
-        )
-
-    def _epoch(self, trainer: Trainer, orders: list[torch.Generator], epoch: int, size: int, batch_size: int) -> Tensor:
-        order = torch.stack([torch.randperm(size, generator=generator) for generator in orders])
-        order = order.to(trainer.x.device)
-        steps = math.ceil(size / batch_size)
-        total = torch.zeros(self.chains, device=trainer.x.device)
-        for step in range(steps):
-            trainer.objective.epoch = epoch + step / steps
-            total += trainer.step(order[:, step * batch_size : (step + 1) * batch_size])
-        return total / steps
-
-    def _call_back(self, epoch: int, trainer: Trainer, keeper: Keeper) -> bool:
-        if self.callback is None:
-            return False
-        return self.callback(Progression(epoch, self._arrays(), trainer.parameters, keeper.active)) is True
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: torch.stack(values, dim=1).numpy() for name, values in self.history.items()}
-
-    def _objective(self) -> str:
-        if isinstance(self.objective, Objective):
-            return repr(self.objective)
-        numbers = {name: value for name, value in vars(self.objective).items() if isinstance(value, int | float)}
-        return f"{type(self.objective).__name__} {numbers}"
-
-    def _fingerprint(
-        self, trainer: Trainer, scheduler: Any, batch_size: int, held_out: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Any]:
-        """What must agree for a checkpoint to continue this run."""
-        model = trainer.pair.model
-        return {
-            "seed": self.seed,
-            "chains": self.chains,
-            "batch_size": batch_size,
-            "num_data": len(trainer.x),
-            "checksum of the data": checksum(trainer.x, trainer.y),
-            "checksum of the validation data": None if held_out is None else checksum(*held_out),
-            "lr": self.lr,
-            "clip_norm": self.clip_norm,
-            "adversarial": self.adversarial,
-            "patience": self.patience,
-            "objective": self._objective(),
-            "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
-            "scheduler": type(scheduler).__name__,
-            "guide": _description(trainer.pair.guide),
-            "prior": {name: str(prior) for name, prior in model.priors.items()},
-            "likelihood": str(model.likelihood),
-            "parameters": {name: list(value.shape) for name, value in trainer.parameters.items()},
-        }
-
-    @contextmanager
-    def _bar(self, first: int) -> Iterator[Callable[[Tensor], None]]:
-        if not self.progress:
-            yield lambda loss: None
-            return
-        columns = (
-            TextColumn("fit"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("fit", total=self.epochs, completed=first, loss="-")
-
-            def advance(loss: Tensor) -> None:
-                bar.update(task, advance=1, loss=f"{loss[loss.isfinite()].mean().item():.4g}")
-
-            yield advance
-
-
-class _Validation:
-    """The mean negative log predictive density of every chain on held-out data."""
-
-    num_samples = 32
-    memory = 2**27  # of the predictions that are held at once, in bytes
-
-    def __init__(self, pair: Pair, trainer: Trainer, held_out: tuple[Tensor, Tensor], seed: int) -> None:
-        self.pair, self.trainer, self.seed = pair, trainer, seed
-        self.x, self.y = held_out
-
-    def __call__(self) -> Tensor:
-        posterior = Posterior(self.pair, self.trainer.parameters, self.trainer.buffers)
-        draws = self.trainer.chains * self.num_samples
-        row = sum(value.numel() * value.element_size() for value in posterior._conditional_once(self.x).values())
-        rows = max(1, self.memory // (row * draws))
-        # A guide that predicts by moments draws nothing.
-        number = None if getattr(self.pair.guide, "prediction", "draws") == "moments" else self.num_samples
-        scores = []
-        for x, y in zip(self.x.split(rows), self.y.split(rows), strict=True):
-            prediction = posterior.predict(x, num_samples=number, seed=self.seed)
-            scores.append(torch.stack([prediction.chain(c).log_prob(y) for c in range(self.trainer.chains)]))
-        return -torch.cat(scores, 1).mean(1)
-
-
-def _description(guide: nn.Module) -> str:
-    """A guide's class, and the options that it was built with if it is one of bnnzoo's, which keep them."""
-    if not isinstance(guide, Guide):
-        return type(guide).__name__
-    options = [name for name in inspect.signature(type(guide)).parameters if name != "bnn" and hasattr(guide, name)]
-    return f"{type(guide).__name__}({', '.join(f'{name}={getattr(guide, name)!r}' for name in options)})"
+def _part(
+    pair: Pair,
+    dataset: Dataset,
+    standardization: Standardization | None,
+    validation: Any,
+    patience: int | None,
+    seed: int,
+) -> Part:
+    """A task as tensors, checked."""
+    train, held_out = validation_split(dataset, validation, patience, seed)
+    x, y = training_tensors(pair.model, train, standardization)
+    validating = None if held_out is None else training_tensors(pair.model, held_out, standardization)
+    return Part(pair, x, y, validating, seed)
 
 
 def _at_least(bound: int, **named: int) -> int:

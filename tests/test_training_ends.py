@@ -35,7 +35,7 @@ class TestValidation:
     def test_scores_of_large_sets_are_computed_in_parts(self, monkeypatch):
         settings = {"chains": 2, "guide": guides.MeanField, "validation": (X, Y)}
         whole = quick(**settings).history["validation"]
-        monkeypatch.setattr("bnnzoo.training._Validation.memory", 5000)
+        monkeypatch.setattr("bnnzoo.loop.Validation.memory", 5000)
         np.testing.assert_allclose(quick(**settings).history["validation"], whole, rtol=1e-5)
 
     def test_a_fraction_is_held_out(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ class Guide(Program):
             so that the ELBO is a bound of the evidence and draws can be weighed by p / q.
         one_draw_a_batch: Whether in training all particles of a batch are the same draw.
         prediction: How `Posterior.predict` predicts where it is not told: by `"draws"` or by `"moments"`.
+        in_state: Options that parameters or buffers hold, in which guides that are trained together may differ.
         layout: Order of all sites in the guide's flat parameters.
     """
 
@@ -42,6 +44,7 @@ class Guide(Program):
     bounds_evidence: ClassVar[bool] = True
     one_draw_a_batch: ClassVar[bool] = False
     prediction: ClassVar[Method] = "draws"
+    in_state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bnn: BayesianNetwork) -> None:
         if not isinstance(bnn, BayesianNetwork):
@@ -58,6 +61,15 @@ class Guide(Program):
     def model(self) -> BayesianNetwork:
         """The model that the guide was built from."""
         return self._model[0]
+
+    def options(self) -> dict[str, Any]:
+        """The options that the guide was built with, by name."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "bnn" and hasattr(self, name)]
+        return {name: getattr(self, name) for name in names}
+
+    def fixed_options(self) -> dict[str, Any]:
+        """What guides must agree in to be trained together, besides names and shapes of parameters and buffers."""
+        return {name: value for name, value in self.options().items() if name not in self.in_state}
 
     def reset_parameters(self) -> None:
         """Set the parameters to where training starts, from the model's initial values."""

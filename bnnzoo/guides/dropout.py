@@ -93,6 +93,8 @@ class Dropout(Guide):
     has_density: ClassVar[bool] = False
     bounds_evidence: ClassVar[bool] = False
 
+    in_state: ClassVar[tuple[str, ...]] = ("rate",)
+
     def __init__(
         self,
         bnn: BayesianNetwork,
@@ -167,6 +169,10 @@ class Dropout(Guide):
                 "the network's dropout layers draw the masks in training, at rates that get no gradient: to learn the "
                 "rates, set the layers' p to 0 and give rate= instead of from_dropout_layers"
             )
+
+    def fixed_options(self) -> dict[str, Any]:
+        """What guides must agree in to be trained together: options but the rates, and which weights are treated."""
+        return {**super().fixed_options(), "weights of a rate above 0": sorted(self._units)}
 
     def reset_parameters(self) -> None:
         """Start at the network's own values, rates that are learned at the given ones."""

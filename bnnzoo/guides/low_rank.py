@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -38,6 +38,8 @@ class LowRank(Guide):
     Raises:
         ValueError: If an argument is out of range, or a weight of the network is called `latent`.
     """
+
+    in_state: ClassVar[tuple[str, ...]] = ("init_scale",)
 
     def __init__(self, bnn: BayesianNetwork, rank: int | None = None, init_scale: float = 0.1) -> None:
         super().__init__(bnn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class MeanField(Guide):
     Raises:
         ValueError: If `init_scale` is not positive, or `sampling` is unknown or matches no weight.
     """
+
+    in_state: ClassVar[tuple[str, ...]] = ("init_scale",)
 
     def __init__(
         self, bnn: BayesianNetwork, init_scale: float = 0.1, sampling: Sampling | dict[Any, Sampling] = "local"

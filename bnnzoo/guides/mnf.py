@@ -85,6 +85,8 @@ class MNF(Guide):
 
     has_density: ClassVar[bool] = False
 
+    in_state: ClassVar[tuple[str, ...]] = ("init_scale", "init_z_scale")
+
     def __init__(
         self,
         bnn: BayesianNetwork,
