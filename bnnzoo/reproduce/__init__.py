@@ -12,7 +12,13 @@ from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table,
 
 __all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "mean_and_error", "plus_minus"]
 
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = (
+    "mnf_errors",
+    "mnf_toy",
+    "moments_accuracy",
+    "moments_curves",
+    "moments_units",
+)
 
 
 def entries() -> dict[str, Entry]:
