@@ -1,101 +1,31 @@
-"""Logistic Bernoulli units: what their approximate means are worth, alone, in belief networks, and in the softmax.
+"""What approximate means of logistic Bernoulli units are worth in belief networks, and those of the softmax.
 
-    python benchmarks/logistic_units.py --figure docs/logistic-units.png
+    python benchmarks/logistic_units.py
 
-- Table 1 of Shekhovtsov & Flach 2018, the logic AND of uncertain inputs, with all approximations beside it.
-- Their Figure C.2: the KL divergence, in bits, from the true probability of a unit whose input is a weighted sum of 1
-  to 5 binary variables to its approximations, against the bias; and to the estimate from 50 samples of the inputs.
 - Sigmoid belief networks with random weights against the exact marginals of enumeration.
 - Class probabilities of Gaussian logits against Monte Carlo.
+
+Single units: `bnnzoo reproduce moments/table-1` and `moments/figure-c.2`.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import describe, environment, parser, start, table, write
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from bnnzoo import models
-from bnnzoo.moments import Moments, propagate
+from bnnzoo.moments import propagate
 from bnnzoo.moments.softmax import log_softmax
-from bnnzoo.moments.units import LogisticBernoulli
+from bnnzoo.reproduce.moments_units import KINDS
 
 SETTING: dict[str, Any] = {
-    "biases": 161,  # of the figure, from -20 to 20 about the bias at which the mean input is 0
-    "samples": 50,
-    "trials": 1000,
     "networks": 20,  # of random weights, in each row
     "inputs": 50,  # of each network
     "logits": 20,  # means and variances, in each row
     "draws": 100_000,  # of the logits
 }
-
-KINDS = {"normal": "AP2a", "logistic": "AP2b", "pea": "PEA", "exact": "AP2"}
-"""Approximations of a unit's mean by name: "AP2" takes the input for Gaussian, and no more."""
-
-INPUTS = 5
-"""The largest sum of binary inputs in the figure."""
-
-
-def unit(mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
-    """The unit's mean by AP1 and by every approximation, of its input's mean and variance."""
-    found = {"AP1": mean.sigmoid()}
-    return found | {name: LogisticBernoulli(kind)(Moments(mean, variance)).loc for kind, name in KINDS.items()}
-
-
-def conjunctions() -> list[dict[str, float]]:
-    """Table 1: of two uncertain inputs, the exact expectation of S(a(X1 + X2) + b), and its approximations."""
-    a = 2 * math.log(0.95 / 0.05)
-    b = -1.5 * a  # the paper's -3/2 is a misprint
-    rows = []
-    for p in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75)):
-        probabilities = torch.tensor(p, dtype=torch.float64)
-        mean = a * probabilities.sum() + b
-        variance = a**2 * (probabilities * (1 - probabilities)).sum()
-        exact = sum(
-            math.prod(q if x else 1 - q for x, q in zip(state, p, strict=True)) / (1 + math.exp(-a * sum(state) - b))
-            for state in itertools.product((0, 1), repeat=2)
-        )
-        approximations = {name: value.item() for name, value in unit(mean[None], variance[None]).items()}
-        rows.append({"p1": p[0], "p2": p[1], "AND": p[0] * p[1], "E[Y]": exact, **approximations})
-    return rows
-
-
-def bits(p: Tensor, q: Tensor) -> Tensor:
-    """KL divergence from a binary variable of probability p to one of probability q, in bits."""
-    q = q.clamp(1e-15, 1 - 1e-15)
-    return (torch.special.xlogy(p, p / q) + torch.special.xlogy(1 - p, (1 - p) / (1 - q))) / math.log(2.0)
-
-
-def divergences(seed: int) -> dict[str, Any]:
-    """Figure C.2: the KL divergences by method, number of inputs and bias."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = 10 * torch.rand(INPUTS, generator=generator, dtype=torch.float64)
-    shift = torch.linspace(-20, 20, SETTING["biases"], dtype=torch.float64)  # of the mean input from 0
-    curves: dict[str, list[Tensor]] = {}
-    for count in range(1, INPUTS + 1):
-        w = weights[:count]
-        centered = (torch.cartesian_prod(*count * [torch.tensor([-0.5, 0.5], dtype=torch.float64)])).reshape(-1, count)
-        truth = (centered @ w + shift[:, None]).sigmoid().mean(-1)
-        variance = (0.25 * w.square().sum()).expand(len(shift))
-        for name, q in unit(shift, variance).items():
-            curves.setdefault(name, []).append(bits(truth, q))
-        shape = (SETTING["trials"], SETTING["samples"], count)
-        drawn = (torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5).double() - 0.5
-        estimates = torch.stack([(drawn @ w + each).sigmoid().mean(-1) for each in shift], -1)  # [trial, bias]
-        errors = bits(truth, estimates)
-        for name, value in zip(("samples", "low", "high"), (errors.mean(0), *errors.quantile(_BAND, 0)), strict=True):
-            curves.setdefault(name, []).append(value)
-    return {"weights": weights, "shift": shift, "curves": {name: torch.stack(each) for name, each in curves.items()}}
-
-
-_BAND = torch.tensor([0.05, 0.95], dtype=torch.float64)
 
 
 def belief_networks(sizes: Sequence[int], scale: float, observed: bool, seed: int) -> dict[str, float]:
@@ -144,49 +74,11 @@ def class_probabilities(classes: int, std: float, seed: int) -> dict[str, float]
     }
 
 
-def draw(found: dict[str, Any]) -> Figure:
-    """The curves of Figure C.2: a panel a method, a curve a number of inputs."""
-    figure = Figure(figsize=(12.5, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True)
-    titles = {
-        "AP1": "AP1: the sigmoid of the mean (another scale)",
-        "AP2a": "AP2a: input and noise normal",
-        "AP2b": "AP2b: input and noise logistic",
-        "PEA": "PEA: piecewise exponential",
-        "AP2": "AP2: input normal, exact",
-        "samples": f"mean of {SETTING['samples']} samples",
-    }
-    colors = [f"C{index}" for index in range(INPUTS)]
-    top = max(float(found["curves"][name].max()) for name in titles if name != "AP1")
-    for ax, (name, title) in zip(axes.flat, titles.items(), strict=True):
-        for count in range(INPUTS):
-            label = f"{count + 1} input{'s' if count else ''}"
-            ax.plot(found["shift"], found["curves"][name][count], color=colors[count], linewidth=1.3, label=label)
-            for end in ("low", "high") if name == "samples" else ():
-                ax.plot(found["shift"], found["curves"][end][count], color=colors[count], linewidth=0.8, linestyle=":")
-        ax.set_title(title, fontsize=10)
-        ax.set_ylim(0, None if name == "AP1" else 1.05 * max(top, float(found["curves"]["high"].max())))
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 1].legend(frameon=False, fontsize=8)
-    axes[1, 2].annotate(
-        "dotted: 5% and 95% quantiles of the trials", (0.02, 0.95), xycoords="axes fraction", fontsize=8
-    )
-    for ax in axes[-1]:
-        ax.set_xlabel("bias, from where the mean input is 0")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("KL divergence (bits)")
-    return figure
-
-
 def main() -> None:
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--figure", type=Path, help="draw the divergences into this file")
-    arguments = options.parse_args()
+    arguments = parser(__doc__.splitlines()[0]).parse_args()
     if arguments.smoke:
-        SETTING.update(biases=5, trials=20, networks=1, inputs=2, logits=1, draws=2000)
+        SETTING.update(networks=1, inputs=2, logits=1, draws=2000)
     start(arguments)
-    conjunction = conjunctions()
-    found = divergences(arguments.seed)
     networks = {
         (sizes, observed, scale): belief_networks(sizes, scale, observed, arguments.seed)
         for sizes in ((10, 10, 10), (5, 5, 5, 5))
@@ -198,25 +90,7 @@ def main() -> None:
         for count in (2, 10, 100)
         for std in (0.1, 0.5, 1.0, 2.0, 4.0, 10.0)
     }
-    if arguments.figure is not None:
-        draw(found).savefig(arguments.figure, dpi=150)
     print("\n" + describe(environment(arguments)), "\n")
-    header = [name for name in conjunction[0] if name not in ("p1", "p2")]
-    rows = [[f"{row['p1']:g}, {row['p2']:g}", *(f"{row[name]:.3g}" for name in header)] for row in conjunction]
-    print(table(["p(X1), p(X2)", *header], rows), "\n")
-    print("Weights of the inputs: " + ", ".join(f"{each:.2f}" for each in found["weights"]) + ". KL in bits:\n")
-    names = {
-        "AP1": "AP1",
-        **{name: name for name in KINDS.values()},
-        "samples": "50 samples, mean",
-        "high": "50 samples, 95%",
-    }
-    rows = []
-    for name, label in names.items():
-        curves = found["curves"][name]
-        rows.append([label, *(f"{curve.mean():.4f}, {curve.max():.3f}" for curve in curves)])
-    counts = [f"{count} input{'s' * (count > 1)}: mean, largest" for count in range(1, INPUTS + 1)]
-    print(table(["", *counts], rows), "\n")
     header = ["AP1", "AP2", "AP2a", "AP2b", "PEA"]
     rows = [
         [
@@ -233,9 +107,6 @@ def main() -> None:
     print(table(["classes", "std of logits", *header], rows))
     write(arguments, {
         "setting": SETTING,
-        "conjunction": conjunction,
-        "weights": found["weights"].tolist(),
-        "divergences": {name: each.tolist() for name, each in found["curves"].items()},
         "networks": [[sizes, observed, scale, row] for (sizes, observed, scale), row in networks.items()],
         "classes": [[count, std, row] for (count, std), row in classes.items()],
     })  # fmt: skip

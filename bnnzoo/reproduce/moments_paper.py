@@ -1,7 +1,21 @@
-"""Tables 2 and 3 of Shekhovtsov & Flach 2018 as they are printed."""
+"""The tables of Shekhovtsov & Flach 2018 (Feed-forward uncertainty propagation) as they are printed."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+PAPER = "Shekhovtsov & Flach 2018"
+
+TABLE_1: dict[tuple[float, float], tuple[float, float, float]] = {
+    (0.0, 0.0): (0, 0.00015, 0.00015),
+    (0.0, 1.0): (0, 0.05, 0.05),
+    (1.0, 1.0): (1, 0.95, 0.95),
+    (0.25, 0.25): (0.0625, 0.077, 0.0027),
+    (0.5, 0.5): (0.25, 0.26, 0.05),
+    (0.75, 0.75): (0.56, 0.55, 0.5),
+}
+"""By the probabilities of the inputs: that of their AND, E[Y], and AP1."""
 
 # Table 2 prints six numbers under seven columns. They are those without the first convolution: under noise on the
 # input its mean is exact in the ordinary pass, and under dropout or Bernoulli units it is not random.
@@ -11,7 +25,7 @@ CIFAR = ("C1", "A1", "C2", "A2", "C3", "A3", "C4", "A4", "C5", "A5", "C6", "A6",
 
 @dataclass(frozen=True)
 class Rows:
-    """A setting's numbers.
+    """A setting's numbers, of Table 2 or 3.
 
     Attributes:
         columns: Layers.
@@ -118,3 +132,17 @@ TABLE_3 = (
         3.46, 2.68, 2.68,
     ),
 )  # fmt: skip
+
+TABLE_4: dict[str, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    "leaky ReLU": {
+        "None": ((.10, .27, .23, .22, .39, .33, .41), (.89, 1.32, .85, 1.01, .92, 1.03, .93)),
+        "BN": ((.10, .49, .13, .36, .29, .52, .49), (.89, 1.20, 1.04, 1.22, 1.28, 1.47, 1.49)),
+        "AP2": ((.10, .20, .26, .25, .38, .37, .38), (.89, 1.23, .92, 1.17, 1.08, 1.37, 1.21)),
+    },
+    "logistic transform": {
+        "None": ((.10, .09, .24, .24, .36, .36, .27), (.89, .91, .76, .76, .76, .77, .75)),
+        "BN": ((.10, .04, .20, .19, .34, .34, .25), (.93, 1.06, 1.02, 1.10, 1.15, 1.16, 1.16)),
+        "AP2": ((.10, .04, .17, .15, .37, .37, .28), (.89, 1.15, 1.02, 1.13, 1.16, 1.22, 1.21)),
+    },
+}  # fmt: skip
+"""By activation and initialization: errors of means and of standard deviations by layer, C1 A1 C2 A2 C3 A3 F."""
