@@ -1,10 +1,18 @@
 """Evaluation: scores, baselines, plots, and the export to ArviZ.
 
-score, score_table, pointwise, pit       scores in the target's own units, with standard errors, and by datum
+score, pointwise, pit                    scores in the target's own units, with standard errors, and by datum
+scores                                   the single scores, functions of plain arrays
 baselines                                a constant and a linear model, scored alike
 plot_fit, plot_history, plot_predictions, plot_calibration
 plot_band                                mean and bands of a toy regression along its input
+plot_segmentation                        images, their classes, and maps of the uncertainty of each pixel
 moment_accuracy, plot_moment_accuracy    propagated means and variances against draws, layer by layer
+rotated, plot_rotated                    an image as it turns, and what is said of it
+psis, convergence, distance              a guide's k̂, R-hat of predictions, how far predictions are from a reference's
+sbc, vsbc, sbc_test, plot_sbc            simulation-based calibration of a sampler, and of a guide
+ood_scores, held_out_classes            how well an uncertainty tells what was never seen; hiding classes
+attack_curve, plot_attack                scores as an adversarial attack grows (FastGradientSign, IteratedGradientSign)
+input_gradient, plot_adversarial_examples
 to_arviz, pareto_k, save_netcdf          ArviZ 0.23 and 1.x
 """
 
@@ -12,53 +20,106 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnnzoo.evaluation import scores
+    from bnnzoo.evaluation.adversarial import (
+        Attack,
+        FastGradientSign,
+        IteratedGradientSign,
+        attack_curve,
+        chain_mean,
+        input_gradient,
+    )
+    from bnnzoo.evaluation.adversarial_plots import plot_adversarial_examples, plot_attack
     from bnnzoo.evaluation.arviz_export import to_arviz
     from bnnzoo.evaluation.band_plots import plot_band
     from bnnzoo.evaluation.baseline_models import baselines
+    from bnnzoo.evaluation.diagnostics import convergence, distance, khat_threshold, psis
     from bnnzoo.evaluation.inference_data import pareto_k, save_netcdf
-    from bnnzoo.evaluation.metrics import Score, pit, pointwise, score, score_table
+    from bnnzoo.evaluation.metrics import pit, pointwise, score
     from bnnzoo.evaluation.moment_errors import (
         MomentReference,
         moment_accuracy,
         moment_reference,
         plot_moment_accuracy,
     )
+    from bnnzoo.evaluation.ood import held_out_classes, ood_scores, uncertainties
     from bnnzoo.evaluation.plots import plot_calibration, plot_fit, plot_history, plot_predictions
+    from bnnzoo.evaluation.rotation import plot_rotated, rotated
+    from bnnzoo.evaluation.segmentation_plots import plot_segmentation
+    from bnnzoo.evaluation.simulated_calibration import plot_sbc, sbc, sbc_test, vsbc
 
 __all__ = [
+    "Attack",
+    "FastGradientSign",
+    "IteratedGradientSign",
     "MomentReference",
-    "Score",
+    "attack_curve",
     "baselines",
+    "chain_mean",
+    "convergence",
+    "distance",
+    "held_out_classes",
+    "input_gradient",
+    "khat_threshold",
     "moment_accuracy",
     "moment_reference",
+    "ood_scores",
     "pareto_k",
     "pit",
+    "plot_adversarial_examples",
+    "plot_attack",
     "plot_band",
     "plot_calibration",
     "plot_fit",
     "plot_history",
     "plot_moment_accuracy",
     "plot_predictions",
+    "plot_rotated",
+    "plot_sbc",
+    "plot_segmentation",
     "pointwise",
+    "psis",
+    "rotated",
     "save_netcdf",
+    "sbc",
+    "sbc_test",
     "score",
-    "score_table",
+    "scores",
     "to_arviz",
+    "uncertainties",
+    "vsbc",
 ]
 
 _HOMES = {
+    "adversarial": (
+        "Attack",
+        "FastGradientSign",
+        "IteratedGradientSign",
+        "attack_curve",
+        "chain_mean",
+        "input_gradient",
+    ),
+    "adversarial_plots": ("plot_adversarial_examples", "plot_attack"),
     "arviz_export": ("to_arviz",),
     "band_plots": ("plot_band",),
     "baseline_models": ("baselines",),
+    "diagnostics": ("convergence", "distance", "khat_threshold", "psis"),
     "inference_data": ("pareto_k", "save_netcdf"),
-    "metrics": ("Score", "pit", "pointwise", "score", "score_table"),
+    "metrics": ("pit", "pointwise", "score"),
     "moment_errors": ("MomentReference", "moment_accuracy", "moment_reference", "plot_moment_accuracy"),
+    "scores": (),
     "plots": ("plot_calibration", "plot_fit", "plot_history", "plot_predictions"),
+    "segmentation_plots": ("plot_segmentation",),
+    "rotation": ("plot_rotated", "rotated"),
+    "simulated_calibration": ("plot_sbc", "sbc", "sbc_test", "vsbc"),
+    "ood": ("held_out_classes", "ood_scores", "uncertainties"),
 }
 
 
 def __getattr__(name: str) -> Any:
     # Imported at first use: scikit-learn, xarray, scoringrules and matplotlib take longer to load than bnnzoo itself.
+    if name in _HOMES:
+        return import_module(f"{__name__}.{name}")
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(f"{__name__}.{home}"), name)
