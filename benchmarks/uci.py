@@ -177,7 +177,7 @@ def choose(job: Job, part: data.Dataset) -> tuple[float, dict[str, float]]:
             tuned = posterior.tune_noise(inner.test, by=by, num_samples=SETTING["draws"], seed=job.seed)
             prediction = tuned.predict(inner.test.x, num_samples=SETTING["draws"], seed=job.seed)
             noise[by] = prediction.parameters["scale"].mean().item()
-        found.append((evaluation.score(prediction, inner.test.y)["crps"], value, noise))
+        found.append((evaluation.score(prediction, inner.test.y).crps.item(), value, noise))
     _, value, noise = min(found, key=lambda each: each[0])
     return value, noise
 
@@ -189,7 +189,7 @@ def run(job: Job) -> dict[str, Any]:
         job: What to do.
 
     Returns:
-        Scores in the target's units, the mean over seeds, `nll` with the noise chosen for it (`nll_by_crps` has the
+        Scores in the target's units, the mean over seeds, `pll` with the noise chosen for it (`pll_by_crps` has the
         other); `value` and `noise` as chosen, and the processor's `seconds`.
 
     Raises:
@@ -208,7 +208,7 @@ def run(job: Job) -> dict[str, Any]:
     posterior = train(job, split.train, value, SETTING["chains"])
     prediction = posterior.predict(split.test.x, num_samples=SETTING["draws"], seed=job.seed)
     by_crps, by_pll = _scored(prediction, split.test.y, noise["crps"]), _scored(prediction, split.test.y, noise["pll"])
-    result = {**by_crps, "nll": by_pll["nll"], "nll_by_crps": by_crps["nll"]}
+    result = {**by_crps, "pll": by_pll["pll"], "pll_by_crps": by_crps["pll"]}
     result |= {"value": value, "noise": noise, "steps": job.steps, "seconds": time.process_time() - begin}
     done.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{done.stem}: {result['seconds']:.0f} CPU s", flush=True)
@@ -219,8 +219,7 @@ def _scored(prediction: Prediction, y: torch.Tensor, noise: float) -> dict[str, 
     """Scores under another noise scale, the mean over chains."""
     scale = torch.full_like(prediction.parameters["scale"], noise)
     prediction = replace(prediction, parameters=prediction.parameters | {"scale": scale})
-    scores = [evaluation.score(prediction.chain(index), y) for index in range(prediction.shape[0])]
-    return {key: float(np.mean([each[key] for each in scores])) for key in scores[0]}
+    return {str(name): value.item() for name, value in evaluation.score(prediction, y).mean("chain").items()}
 
 
 def main() -> None:
@@ -267,7 +266,7 @@ def _table(results: list[dict[str, Any]], sets: list[str], methods: list[str]) -
         for method in methods:
             own = [each for each in results if (each["set"], each["method"]) == (name, method)]
             column = {key: [each[key] for each in own] for key in own[0] if key not in ("set", "method")}
-            cells = [plus_minus(column["crps"]), plus_minus([-value for value in column["nll"]])]
+            cells = [plus_minus(column["crps"]), plus_minus(column["pll"])]
             cells += [plus_minus(column["rmse"]), f"{np.mean(column['coverage_95']):.2f}"]
             what, grid = METHODS[method].what, METHODS[method].grid
             values = " ".join(f"{value:g}" for value in column["value"])

@@ -28,7 +28,7 @@ from bnnzoo.moments.softmax import Softmax, log_softmax
 from bnnzoo.moments.value import Approximation, Fallback, Options, check_softmax
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
-from bnnzoo.prediction import Prediction, of_chain
+from bnnzoo.prediction import Prediction, of_all_chains, of_chain
 
 if TYPE_CHECKING:
     from bnnzoo.posterior import Posterior
@@ -43,22 +43,23 @@ class MomentPrediction(Prediction):
 
     All that `Prediction` offers, with one "draw" a chain, whose outputs are Gaussian: `epistemic` is the variance of
     the conditional mean over outputs and chains, `mutual_information` that of class and outputs. Nothing is random but
-    `sample`.
+    `sample`. `pooled` has one chain, with the chains that it had as its draws.
 
     Attributes:
         outputs: Of the network's outputs, as the model has them (for standardized targets): `mean` and `variance`,
-            [chain, 1, N, ...].
+            [chain, 1, N, ...]; pooled [1, chain, N, ...].
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        chains, _, *rest = self.shape
-        return f"MomentPrediction({chains} chain{'s' if chains > 1 else ''} of {rest} targets)"
+        chains, pooled, *rest = self.shape
+        words = f"{pooled} pooled chains" if pooled > 1 else f"{chains} chain{'s' if chains > 1 else ''}"
+        return f"MomentPrediction({words} of {rest} targets)"
 
     @property
     def shape(self) -> torch.Size:
-        """[chain, 1, N, *event]."""
+        """[chain, 1, N, *event]; pooled [1, chain, N, *event]."""
         shape = self.parameters["loc"].shape
         return shape[:-1] if self.family is CategoricalTargets else shape
 
@@ -100,7 +101,7 @@ class MomentPrediction(Prediction):
 
         def mixture(d: NormalTargets, rows: Tensor) -> Tensor:
             log_density = d.joint_log_prob(rows)
-            return log_density.logsumexp((0, 1)) - math.log(len(log_density))
+            return log_density.logsumexp((0, 1)) - math.log(math.prod(log_density.shape[:2]))
 
         return self._reduce(mixture, self._targets(y))
 
@@ -139,14 +140,19 @@ class MomentPrediction(Prediction):
 
         Args:
             seed: Fixes the draws.
-            num_samples: Targets a chain, ≥ 1.
+            num_samples: Targets a chain, ≥ 1; pooled, of each of the chains that there were.
         """
         with seeded(seed, self.parameters["loc"].device), torch.no_grad():
-            return self.distribution.sample((num_samples,)).squeeze(2).transpose(0, 1)
+            return self.distribution.sample((num_samples,)).movedim(0, 2).flatten(1, 2)
 
     def chain(self, index: int) -> Self:
         """The prediction of one chain alone."""
         return replace(super().chain(index), outputs=of_chain(self.outputs, index))
+
+    @property
+    def pooled(self) -> Self:
+        """The prediction with all chains as one: an ensemble's, [1, chain, N, *event]."""
+        return replace(super().pooled, outputs=of_all_chains(self.outputs, *self.shape[:2]))
 
 
 #: What `predict` may be told besides the inputs.

@@ -196,14 +196,7 @@ class Prediction:
     @property
     def pooled(self) -> Self:
         """The prediction with all chains as one: an ensemble's, [1, chain x draw, N, *event]."""
-
-        def pool(value: Tensor) -> Tensor:
-            chains, draws = self.shape[:2]
-            if value.shape[:2] == (1, 1):
-                return value
-            return value.expand(chains, draws, *value.shape[2:]).reshape(1, chains * draws, *value.shape[2:])
-
-        return replace(self, parameters={name: pool(value) for name, value in self.parameters.items()})
+        return replace(self, parameters=of_all_chains(self.parameters, *self.shape[:2]))
 
     def _reduce(self, fn: Callable[..., Tensor], *targets: Tensor) -> Tensor:
         """Apply a reduction over chains and draws to blocks of rows, so that its temporaries stay small."""
@@ -306,6 +299,17 @@ def summarize(parts: Iterator[Prediction]) -> Summary:
 def of_chain(values: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """The part of one chain, [1, ...], of values [chain, ...], or of such as all chains share, [1, ...]."""
     return {name: value if len(value) == 1 else value[index : index + 1] for name, value in values.items()}
+
+
+def of_all_chains(values: dict[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
+    """Values [chain, draw, ...], or such as all chains or draws share, as of one chain: [1, chain x draw, ...]."""
+
+    def pooled(value: Tensor) -> Tensor:
+        if value.shape[:2] == (1, 1):
+            return value
+        return value.expand(chains, draws, *value.shape[2:]).reshape(1, chains * draws, *value.shape[2:])
+
+    return {name: pooled(value) for name, value in values.items()}
 
 
 def _entropy(probs: Tensor) -> Tensor:

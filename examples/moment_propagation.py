@@ -47,9 +47,9 @@ def main() -> None:
     for name, settings in {"moments": {}, f"{options.draws} draws": {"num_samples": options.draws}}.items():
         start = time.perf_counter()
         prediction = posterior.predict(split.test.x, **settings)
-        scores = evaluation.score(prediction, split.test.y)
+        scores = evaluation.score(prediction, split.test.y)  # of the one chain
         spent = time.perf_counter() - start
-        print(f"{name}: accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}, {spent:.2f} s")
+        print(f"{name}: accuracy {scores.accuracy.item():.3f}, log likelihood {scores.pll.item():.3f}, {spent:.2f} s")
     network = make_network()
     network.load_state_dict({name: value.mean((0, 1)) for name, value in posterior.sample(100).items()})
     show_layers(network, split.test.x[:50], options.draws)

@@ -42,7 +42,7 @@ def main() -> None:
     annealed = objectives.ELBO(kl_weight=objectives.KLAnnealing(epochs=options.epochs / 3))
     posterior = fit(bnn, guide, split.train, objective=annealed, epochs=options.epochs, batch_size=100, lr=3e-3)
     prediction = posterior.predict(split.test.x, num_samples=50)
-    print({name: round(value, 3) for name, value in evaluation.score(prediction, split.test.y).items()})
+    print(evaluation.score(prediction, split.test.y).to_pandas().T.round(3))
     right = prediction.classes == split.test.y
     if not right.all():
         print(

@@ -34,8 +34,8 @@ def test_a_guide_that_draws_nothing(tmp_path):
     scored = tmp_path / "scores.json"
     for arguments, same in (((), True), (("--method", "draws"), False), (("--samples", "50"), False)):
         assert run("score", folder, "--out", scored, *arguments).exit_code == 0
-        again = json.loads(scored.read_text())["scores"]["nll"]["value"]
-        assert (again == record["scores"]["moment-propagation"]["nll"]["value"]) is same
+        again = json.loads(scored.read_text())["scores"]["pll"]["value"]
+        assert (again == record["scores"]["moment-propagation"]["pll"]["value"]) is same
     inputs = pd.DataFrame([[0.1] * 10, [0.2] * 10], columns=record["run"]["data"]["feature_names"])
     inputs.to_csv(tmp_path / "in.csv", index=False)
     result = run("predict", folder, "--csv", tmp_path / "in.csv", "--out", tmp_path / "out.csv")

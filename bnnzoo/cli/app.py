@@ -20,7 +20,7 @@ from bnnzoo.cli import fitting, options, plan, report, reproducing, runs
 from bnnzoo.cli.options import Choice, bad, checking, known
 from bnnzoo.cli.terminal import check_file, examples
 from bnnzoo.cli.terminal import console as make_console
-from bnnzoo.evaluation.metrics import score_table
+from bnnzoo.evaluation.metrics import score as score_of
 from bnnzoo.models import catalogue
 
 app = typer.Typer(
@@ -225,7 +225,7 @@ def score(
     by = runs.method_of(found, method, samples)
     prediction = runs.predict(found.posterior, rows.x, by, samples or found.samples, seed)
     with checking("--csv" if csv else "--data"):
-        scores = score_table(prediction, rows.y, seed=seed)
+        scores = score_of(prediction.pooled, rows.y, seed=seed)
     console = make_console(quiet)
     console.print(report.scores_table(f"scores on {words}", {str(found.folder): scores}, rows.target_name or ""))
     if out is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,7 +21,7 @@ from bnnzoo.cli import report, runs
 from bnnzoo.cli.plan import Plan
 from bnnzoo.data import Split
 from bnnzoo.evaluation import baseline_models, plots
-from bnnzoo.evaluation.metrics import Score, score_table
+from bnnzoo.evaluation.metrics import score
 from bnnzoo.models import MLP
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
@@ -55,9 +56,9 @@ def run(plan: Plan, console: Console, progress: bool | None = None) -> None:
     seconds = time.perf_counter() - started
     test = plan.split.test
     prediction = runs.predict(posterior, test.x, plan.method, plan.samples, plan.seed)
-    scores = {plan.guide: score_table(prediction, test.y, seed=plan.seed)}
+    scores = {plan.guide: score(prediction.pooled, test.y, seed=plan.seed)}
     for name, baseline in reversed(baseline_models.predict(plan.split, seed=plan.seed).items()):
-        scores[name] = score_table(baseline, test.y, seed=plan.seed)
+        scores[name] = score(baseline, test.y, seed=plan.seed)
     title = f"scores on {len(test)} held-out rows of {test.name}"
     console.print()
     console.print(report.scores_table(title, scores, test.target_name or ""))
@@ -118,7 +119,7 @@ def write(
     plan: Plan,
     posterior: Posterior,
     prediction: Prediction,
-    scores: dict[str, dict[str, Score]],
+    scores: dict[str, xr.Dataset],
     seconds: float,
 ) -> dict[Path, str]:
     """Writes the results.

@@ -8,31 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bnnzoo import objectives
-from bnnzoo.evaluation.metrics import Score
-
-LABELS = {
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "nll": "NLL (nats)",
-    "crps": "CRPS",
-    "coverage_95": "coverage of 95% intervals",
-    "width_95": "width of 95% intervals",
-    "accuracy": "accuracy",
-    "error": "error",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-    "entropy": "predictive entropy (nats)",
-}
-"""Scores as the table words them."""
-
-HIGHER = ("accuracy",)
-LOWER = ("rmse", "mae", "nll", "crps", "error", "brier", "ece")
-UNITS = ("rmse", "mae", "crps", "width_95")
+from bnnzoo.evaluation.metrics import numbers
 
 
 def number(value: float) -> str:
@@ -42,12 +24,12 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
-def scores_table(title: str, scores: Mapping[str, Mapping[str, Score]], unit: str = "") -> Table:
+def scores_table(title: str, scores: Mapping[str, xr.Dataset], unit: str = "") -> Table:
     """A table of scores, one column a model, the best of each row in bold.
 
     Args:
         title: Above the table.
-        scores: {model: {score: value and standard error}}; the first model's scores are the rows.
+        scores: {model: scores of a pooled prediction}; the first model's scores are the rows.
         unit: What the scores in the target's units are in.
 
     Returns:
@@ -57,19 +39,22 @@ def scores_table(title: str, scores: Mapping[str, Mapping[str, Score]], unit: st
     table.add_column("score")
     for model in scores:
         table.add_column(escape(model), justify="right", no_wrap=True)
-    for name in next(iter(scores.values())):
-        values = {model: rows[name].value for model, rows in scores.items()}
-        finite = [value for value in values.values() if math.isfinite(value)]
+    columns = [numbers(each) for each in scores.values()]
+    first = next(iter(scores.values()))
+    for name in columns[0]:
+        about = first[name].attrs
+        finite = [column[name][0] for column in columns if math.isfinite(column[name][0])]
         best = None
-        if len(values) > 1 and finite and name in (*LOWER, *HIGHER):
-            best = max(finite) if name in HIGHER else min(finite)
-        label = LABELS.get(name, name) + (f" ({unit})" if unit and name in UNITS else "")
+        if len(columns) > 1 and finite and about["better"] != "none":
+            best = max(finite) if about["better"] == "higher" else min(finite)
+        units = {"target": unit, "1": ""}.get(about["units"], about["units"])
+        label = about["long_name"] + (f" ({units})" if units else "")
         cells = []
-        for rows in scores.values():
-            value, error = rows[name]
+        for column in columns:
+            value, error = column[name]
             text = number(value) + (f" ± {number(float(f'{error:.2g}'))}" if math.isfinite(error) else "")
             cells.append(f"[bold]{text}[/bold]" if value == best else text)
-        arrow = " ↑" if name in HIGHER else " ↓" if name in LOWER else ""
+        arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[about["better"]]
         table.add_row(escape(label + arrow), *cells)
     return table
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
+import xarray as xr
 from torch import Tensor
 
 import bnnzoo
@@ -22,7 +23,7 @@ from bnnzoo.cli.plan import Source
 from bnnzoo.data import Dataset
 from bnnzoo.data.convert import features
 from bnnzoo.data.messages import closest
-from bnnzoo.evaluation.metrics import Score
+from bnnzoo.evaluation.metrics import numbers
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
 
@@ -292,9 +293,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def plain_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Scores as JSON has them."""
-    return {name: {"value": value, "standard_error": error} for name, (value, error) in scores.items()}
+def plain_scores(scores: xr.Dataset) -> dict[str, dict[str, float]]:
+    """Scores of a pooled prediction as JSON has them."""
+    return {name: {"value": value, "standard_error": error} for name, (value, error) in numbers(scores).items()}
 
 
 def _plain(value: Any) -> Any:

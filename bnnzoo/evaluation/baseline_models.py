@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
+import xarray as xr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -21,7 +22,7 @@ from bnnzoo.prediction import Prediction
 _DRAWS = 1000  # predictive draws that the intervals of counts are taken from
 
 
-def baselines(split: Split, *, max_rows: int = 10_000, seed: int = 0) -> dict[str, dict[str, float]]:
+def baselines(split: Split, *, max_rows: int = 10_000, seed: int = 0) -> dict[str, xr.Dataset]:
     """Fit the baselines to the training set and score them on the test set.
 
     | task | `constant` | second model |
@@ -40,7 +41,7 @@ def baselines(split: Split, *, max_rows: int = 10_000, seed: int = 0) -> dict[st
         seed: Chooses these rows.
 
     Returns:
-        {model: {name: value}}, the names and units of `score`.
+        {model: scores}, as of `score`, with one chain.
 
     Raises:
         ValueError: If the two sets do not have the same task and shapes, or `max_rows` is less than 2.
@@ -118,7 +119,7 @@ def _classification(train: Dataset, test: Dataset, max_rows: int, seed: int) -> 
     if labels.ndim == 1 and len(np.unique(labels)) > 1:
         x, labels = _sample(train, labels, max_rows, seed)
         model = _fit(make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), x, labels)
-        # A class without a training row in the sample keeps a little probability: else its nll is infinite.
+        # A class without a training row in the sample keeps a little probability: else its log likelihood is infinite.
         probs = np.full(shape, 1.0 / (len(labels) + classes) / classes)
         probs[:, model.classes_] += model.predict_proba(_rows(test.x))
         result["logistic"] = _categorical(probs / probs.sum(-1, keepdims=True))

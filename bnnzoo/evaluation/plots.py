@@ -13,16 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bnnzoo.evaluation.metrics import (
-    BINS,
-    LEVEL,
-    as_targets,
-    class_probabilities,
-    confidence_bins,
-    pit,
-    score_table,
-    to_numpy,
-)
+from bnnzoo.evaluation.metrics import LEVEL, as_targets, class_probabilities, pit, to_numpy
+from bnnzoo.evaluation.scores import BINS, calibration_error, confidence_bins, entropy
 from bnnzoo.evaluation.style import BLUE, GRAY, PALETTE, VERMILION, axes_or_new, figure_of
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
@@ -209,16 +201,16 @@ def _draw_entropy(ax: Axes, prediction: Prediction, y: Any) -> None:
     probs = class_probabilities(prediction)
     classes = probs.shape[-1]
     probs = probs.reshape(-1, classes)
-    entropy = -np.sum(probs * np.log(np.where(probs > 0.0, probs, 1.0)), -1)
+    uncertainty = entropy(probs)
     correct = probs.argmax(-1) == labels
-    edges = np.linspace(0.0, max(entropy.max(), 1e-3), 25).tolist()
+    edges = np.linspace(0.0, max(uncertainty.max(), 1e-3), 25).tolist()
     groups = ((correct, BLUE, None, "right"), (~correct, VERMILION, "////", "wrong"))
     for chosen, color, hatch, label in groups:
         if chosen.any():
             weights = np.full(chosen.sum(), 1.0 / chosen.sum())
             style = {"facecolor": color, "alpha": 0.55} if hatch is None else {"facecolor": "none", "hatch": hatch}
             ax.hist(
-                entropy[chosen], edges, weights=weights, edgecolor=color, label=f"{label} ({chosen.sum()})", **style
+                uncertainty[chosen], edges, weights=weights, edgecolor=color, label=f"{label} ({chosen.sum()})", **style
             )
     ax.set_xlabel(f"predictive entropy (nats; uniform: {np.log(classes):.2f})")
     ax.set_ylabel("share of right, of wrong predictions")
@@ -279,10 +271,9 @@ def _draw_reliability(ax: Axes, prediction: Prediction, y: Any) -> None:
         label="accuracy, 95% interval",
         clip_on=False,
     )
-    table = score_table(prediction, y)
     ax.set_xlabel("confidence (probability of the predicted class)")
     ax.set_ylabel("accuracy")
-    ax.set_title(f"reliability, calibration error {table['ece'].value:.3f}", fontsize=10)
+    ax.set_title(f"reliability, calibration error {calibration_error(confidence, correct):.3f}", fontsize=10)
     _unit_square(ax)
     ax.legend(fontsize=8, framealpha=0.8, edgecolor="none", loc="best")
 

@@ -79,13 +79,13 @@ def test_quantile_calibration_leaves_the_band_only_if_miscalibrated(scale, insid
 def test_reliability_diagram():
     prediction, y = classification()
     (ax,) = plot_calibration(prediction, y).axes
-    assert f"{score(prediction, y)['ece']:.3f}" in ax.get_title()
+    assert f"{score(prediction, y).ece.item():.3f}" in ax.get_title()
     points = ax.containers[1][0]
     confidence, accuracy = points.get_xdata(), points.get_ydata()
     assert ((accuracy >= 0) & (accuracy <= 1)).all()
     heights = [bar.get_height() for bar in ax.containers[0]]
     assert sum(heights) == pytest.approx(1.0)
-    assert np.dot([h for h in heights if h > 0], accuracy) == pytest.approx(score(prediction, y)["accuracy"])
+    assert np.dot([h for h in heights if h > 0], accuracy) == pytest.approx(score(prediction, y).accuracy.item())
     assert (np.diff(confidence) > 0).all()
 
 
