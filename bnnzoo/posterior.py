@@ -18,7 +18,7 @@ from bnnzoo.chains import State, hold
 from bnnzoo.guides import Empirical
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
-from bnnzoo.prediction import Method, Prediction, Summary, summarize
+from bnnzoo.prediction import Method, Prediction, Summary, of_chain, summarize
 
 if TYPE_CHECKING:
     from bnnzoo.data import Standardization
@@ -96,6 +96,22 @@ class Posterior:
             {name: value.detach().clone() for name, value in self._parameters.items()},
             {name: value.detach().clone() for name, value in self._buffers.items()},
         )
+
+    def chain(self, index: int) -> Posterior:
+        """The posterior of one chain alone; this one stays as it is.
+
+        Args:
+            index: The chain, from 0.
+
+        Raises:
+            IndexError: If there is no such chain.
+        """
+        if not 0 <= index < self.chains:
+            raise IndexError(f"there is no chain {index}; chains are 0 to {self.chains - 1}")
+        parameters, buffers = (of_chain(part, index) for part in self.state())
+        alone = self._changed(self._pair.copy(), (parameters, buffers))
+        alone.history = {name: curve[index : index + 1] for name, curve in self.history.items()}
+        return alone
 
     def to(self, device: torch.device | str) -> Posterior:
         """Move the posterior to a device, in place."""
@@ -358,19 +374,24 @@ class Posterior:
         self, num_samples: int, seed: int, most: int | None = None, auxiliary: bool = False
     ) -> Iterator[dict[str, Tensor]]:
         """Blocks of draws, {site: [chain, block, ...]}; `most` cuts them smaller without changing the draws."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        chunk = self._drawn_together()
-        for number, start in enumerate(range(0, num_samples, chunk)):
-            size = min(chunk, num_samples - start)
+        for start, size, own in self._blocks_of_draws(num_samples, seed):
             if isinstance(self.guide, Empirical):
                 index = self.guide.pick(num_samples)[start : start + size]
                 values = {n: self._buffers[f"guide.{k}"][:, index] for n, k in self.guide.keys.items()}
             else:
-                values = self._draw(size, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]), auxiliary)
+                values = self._draw(size, own, auxiliary)
             step = size if most is None else most
             for first in range(0, size, step):
                 yield {name: value[:, first : first + step] for name, value in values.items()}
+
+    def _blocks_of_draws(self, num_samples: int, seed: int) -> Iterator[tuple[int, int, int]]:
+        """Draws that are made together: the first one's number, how many, and the seed that is theirs."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        chunk = self._drawn_together()
+        for number, start in enumerate(range(0, num_samples, chunk)):
+            own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            yield start, min(chunk, num_samples - start), own
 
     def _drawn_together(self) -> int:
         return max(1, min(256, _DRAWN_TOGETHER // (self.chains * self._size())))
@@ -380,13 +401,18 @@ class Posterior:
         if auxiliary:
             names += list(getattr(self.guide, "auxiliary", ()))
 
-        def draw(model: nn.Module, guide: nn.Module, _: Tensor) -> dict[str, Tensor]:
+        def draw(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
             sites = Sites()
             sites.run(guide, None)  # a guide of weights takes the model's arguments and ignores them
             return {name: sites.drawn[name] for name in names}
 
+        return self._map_draws(draw, size, seed)
+
+    def _map_draws(self, fn: Any, size: int, seed: int) -> Any:
+        """`fn(model, guide)` for every chain, as many times: what is drawn in it differs."""
+        draws = torch.zeros(self.chains, size, device=self.device)
         with seeded(seed, self.device):
-            return self._map(draw, torch.zeros(self.chains, size, device=self.device))
+            return self._map(lambda model, guide, _: fn(model, guide), draws)
 
     def _map(self, fn: Any, values: Any, *shared: Any) -> Any:
         """`fn(model, guide, value, *shared)` for every chain and draw of values, [chain, draw, ...]."""

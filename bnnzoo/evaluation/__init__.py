@@ -13,6 +13,7 @@ sbc, vsbc, sbc_test, plot_sbc            simulation-based calibration of a sampl
 ood_scores, held_out_classes            how well an uncertainty tells what was never seen; hiding classes
 attack_curve, plot_attack                scores as an adversarial attack grows (FastGradientSign, IteratedGradientSign)
 input_gradient, plot_adversarial_examples
+plot_entropy_cdf, plot_ood               entropies by method; inside beside outside
 to_arviz, pareto_k, save_netcdf          ArviZ 0.23 and 1.x
 """
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         plot_moment_accuracy,
     )
     from bnnzoo.evaluation.ood import held_out_classes, ood_scores, uncertainties
+    from bnnzoo.evaluation.ood_plots import plot_entropy_cdf, plot_ood
     from bnnzoo.evaluation.plots import plot_calibration, plot_fit, plot_history, plot_predictions
     from bnnzoo.evaluation.rotation import plot_rotated, rotated
     from bnnzoo.evaluation.segmentation_plots import plot_segmentation
@@ -70,9 +72,11 @@ __all__ = [
     "plot_attack",
     "plot_band",
     "plot_calibration",
+    "plot_entropy_cdf",
     "plot_fit",
     "plot_history",
     "plot_moment_accuracy",
+    "plot_ood",
     "plot_predictions",
     "plot_rotated",
     "plot_sbc",
@@ -113,6 +117,7 @@ _HOMES = {
     "rotation": ("plot_rotated", "rotated"),
     "simulated_calibration": ("plot_sbc", "sbc", "sbc_test", "vsbc"),
     "ood": ("held_out_classes", "ood_scores", "uncertainties"),
+    "ood_plots": ("plot_entropy_cdf", "plot_ood"),
 }
 
 

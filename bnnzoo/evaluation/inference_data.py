@@ -180,6 +180,9 @@ def pareto_k(idata: Any) -> xr.DataArray:
     expectations exact; below 0.7 they still help; above, q misses much of the posterior. With many weights k̂ is often
     above 0.7 even where the predictions are good: it judges the joint distribution of all weights.
 
+    This k̂ is one a chain, about q(w); that of leave-one-out (`arviz.loo`) is one a datum, about the likelihood.
+    `psis` computes the same from a posterior, without an export, for guides with auxiliary variables too.
+
     Args:
         idata: What `Posterior.to_arviz(data)` returned, with the data that the posterior was fitted to.
 
@@ -206,11 +209,20 @@ def pareto_k(idata: Any) -> xr.DataArray:
     log_ratios = stats["elbo"].transpose("chain", "draw")
     if log_ratios.sizes["draw"] < 25:
         raise ValueError(f"pareto_k needs at least 25 draws a chain, given {log_ratios.sizes['draw']}")
-    values = [_khat(chain) for chain in np.asarray(log_ratios.values, dtype=np.float64)]
+    values = [pareto_shape(chain) for chain in np.asarray(log_ratios.values, dtype=np.float64)]
     return xr.DataArray(values, dims="chain", coords={"chain": log_ratios["chain"].values}, name="pareto_k")
 
 
-def _khat(log_ratios: np.ndarray) -> float:
+def pareto_shape(log_ratios: np.ndarray) -> float:
+    """Shape k̂ of the generalized Pareto distribution fitted to the right tail of importance ratios.
+
+    Args:
+        log_ratios: Logarithms of the ratios, [S], S ≥ 25.
+
+    Returns:
+        k̂; infinite where a few ratios carry all the weight, minus infinity where they are all equal, NaN where one is
+        not finite.
+    """
     if not np.isfinite(log_ratios).all():
         return float("nan")
     shifted = log_ratios - log_ratios.max()
@@ -220,7 +232,7 @@ def _khat(log_ratios: np.ndarray) -> float:
     if not _is_arviz_1(az):
         with np.errstate(under="ignore"):
             return float(az.psislw(shifted)[1])
-    # 1.x: `psislw` negates its argument and `pareto_khat(log_weights=True)` does not exponentiate (arviz-stats 1.3),
+    # 1.x: `psislw` negates its argument and `paretopareto_shape(log_weights=True)` does not exponentiate (arviz-stats 1.3),
     # so the raw ratios are passed, about which there is no doubt. Where so few are above the smallest float that the
     # tail is empty, one or two draws carry everything, and 0.x says k = inf.
     tail = int(min(shifted.size / 5, 3 * shifted.size**0.5))
@@ -228,4 +240,29 @@ def _khat(log_ratios: np.ndarray) -> float:
         return float("inf")
     importlib.import_module("arviz_stats")  # registers the accessor
     ratios = xr.DataArray(np.exp(shifted)[None], dims=SAMPLE_DIMS)
-    return float(ratios.azstats.pareto_khat(r_eff=1.0, tail="right"))
+    return float(ratios.azstats.paretopareto_shape(r_eff=1.0, tail="right"))
+
+
+def chain_statistics(draws: xr.DataArray) -> xr.Dataset:
+    """R-hat and effective sample sizes of draws of anything, by ArviZ.
+
+    Args:
+        draws: [chain, draw, ...], at least 2 chains of 4 draws.
+
+    Returns:
+        `rhat` (rank-normalized, split), `ess_bulk`, `ess_tail`, [...], NaN where no draw differs from another.
+        Attributes: `worst_rhat`, `least_ess_bulk`, `least_ess_tail` over all of them.
+    """
+    az = import_arviz()
+    dataset = xr.Dataset({"value": draws})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = xr.Dataset(
+            {
+                "rhat": az.rhat(dataset)["value"],
+                "ess_bulk": az.ess(dataset, method="bulk")["value"],
+                "ess_tail": az.ess(dataset, method="tail")["value"],
+            }
+        )
+    ends = {"worst_rhat": result["rhat"].max(), "least_ess_bulk": result["ess_bulk"].min()}
+    ends["least_ess_tail"] = result["ess_tail"].min()
+    return result.assign_attrs({name: float(value) for name, value in ends.items()})
