@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bnnzoo import data
+from bnnzoo._vectorize import Pair
+from bnnzoo.chains import stack
 from bnnzoo.guides import Guide
 from bnnzoo.loop import Progression
 from bnnzoo.network import BayesianNetwork
@@ -150,3 +152,17 @@ def trained_network(posterior: Posterior) -> nn.Module:
     values = {name: value[0, 0] for name, value in posterior.sample(1).items()}
     network.load_state_dict(values, strict=False)  # buffers stay: the network has them already
     return network
+
+
+def snapshot(bnn: BayesianNetwork, guide: Guide, parameters: Mapping[str, Tensor]) -> Posterior:
+    """A posterior of the chains' parameters as they are in the midst of a fit.
+
+    Args:
+        bnn: The model.
+        guide: Of the fit.
+        parameters: Of the chains, [chain, ...], as a `Progression` has them; copied.
+    """
+    pair = Pair(bnn, guide).copy()
+    values = {name: value.detach().clone() for name, value in parameters.items()}
+    chains = len(next(iter(values.values())))
+    return Posterior(pair.eval(), values, stack([pair] * chains)[1])
