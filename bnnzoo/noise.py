@@ -16,7 +16,7 @@ from bnnzoo.likelihoods import Gaussian
 from bnnzoo.posterior import Posterior
 
 CRITERIA = ("crps", "pll")
-"""What `tune_noise` can go by."""
+"""What a noise scale can be chosen by."""
 
 #: The smallest scale that is tried, in units of the root mean squared error, and how many are, on a logarithmic grid.
 _FLOOR, _GRID = 1e-3, 60
@@ -53,8 +53,7 @@ def tune_noise(
     Warns:
         UserWarning: If a scale ends at its lower bound: the draws alone spread more than the errors.
     """
-    if by not in CRITERIA:
-        raise ValueError(f"by must be one of {', '.join(map(repr, CRITERIA))}, not {by!r}")
+    _check_criterion(by)
     likelihood = posterior.bnn.likelihood
     if not isinstance(likelihood, Gaussian):
         raise TypeError(
@@ -78,14 +77,49 @@ def tune_noise(
     held = holder[f"model.likelihood.{name}"]
     # Errors are in the target's own units, scales in those of the model.
     units = posterior._rescaled({"loc": torch.zeros(1), "scale": torch.ones(1)})["scale"].double().to(errors.device)
-    scales = _best(errors / units, by, held[0].numel())
+    scales = _best(errors / units, by, held[0].numel(), stacklevel=4)
     new = scales.reshape(held.shape).to(held)
     holder[f"model.likelihood.{name}"] = new.log() if name == "log_scale" else new
     noise = {"by": by, "data": dataset.name, "num_data": len(dataset)}
     return posterior._changed(posterior._pair.copy(), (parameters, buffers), noise=noise)
 
 
-def _best(errors: Tensor, by: str, count: int) -> Tensor:
+def best_scale(errors: Tensor, by: str = "crps", *, each_target: bool = False) -> Tensor:
+    """The constant noise scale that is best for errors of predictions: what `tune_noise` chooses, of errors alone.
+
+    By `"crps"` it minimizes the mean CRPS of a Gaussian with the mean and the variance over draws, and the noise's
+    variance s²; by `"pll"` it maximizes the mean log density of the mixture over draws of Gaussians of scale s (Teye et
+    al. 2018, section 4.1 and appendix 1.5). Of one draw, the constant-uncertainty baseline of a point prediction.
+
+    Args:
+        errors: Targets less predictions, [chain, draw, N, C]: of several draws of the predictive, or of one. Errors
+            of several splits or folds together may stand in one N.
+        by: `"crps"` or `"pll"`.
+        each_target: Whether each of the C targets has a scale of its own; one for all by default.
+
+    Returns:
+        Scales in the units of the errors, [chain, 1] or [chain, C], float64.
+
+    Raises:
+        ValueError: If `by` is unknown, the errors have another number of dimensions or are not finite, or those of a
+            chain are all 0.
+
+    Warns:
+        UserWarning: If a scale ends at its lower bound, 1/1000 of the root mean squared error: the draws alone spread
+            more than the errors.
+    """
+    _check_criterion(by)
+    if errors.dim() != 4 or not errors.numel() or not bool(errors.isfinite().all()):
+        raise ValueError(f"errors must be finite numbers [chain, draw, N, C], given {list(errors.shape)}")
+    return _best(errors.detach().double(), by, errors.shape[-1] if each_target else 1, stacklevel=3)
+
+
+def _check_criterion(by: str) -> None:
+    if by not in CRITERIA:
+        raise ValueError(f"by must be one of {', '.join(map(repr, CRITERIA))}, not {by!r}")
+
+
+def _best(errors: Tensor, by: str, count: int, stacklevel: int) -> Tensor:
     """The best scales, [chain, count], for errors [chain, draw, N, C]."""
     criterion = _crps if by == "crps" else _negative_pll
     rms = errors.square().mean((1, 2)).sqrt()
@@ -119,7 +153,7 @@ def _best(errors: Tensor, by: str, count: int) -> Tensor:
             f"the draws alone spread more than the errors: the best noise scale by {by} is 0, and "
             f"{_FLOOR:g} of the root mean squared error is taken",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return log_scale.maximum(low).exp()
 

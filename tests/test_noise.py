@@ -17,7 +17,7 @@ import bnnzoo
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods
 from bnnzoo._vectorize import seeded
 from bnnzoo.data import Dataset
-from bnnzoo.noise import _best, _crps
+from bnnzoo.noise import _crps, best_scale
 
 
 def gen(seed=0):
@@ -188,7 +188,7 @@ def test_scales_of_many_kinds_of_errors_are_global_optima(by):
     for seed in range(6):
         rng = np.random.default_rng(seed)
         errors = (rng.standard_t(1.5, size=(1, 25)) + 0.1 * rng.normal(size=(30, 25))) * 10.0 ** rng.integers(-3, 3)
-        found = _best(torch.as_tensor(errors)[None, ..., None], by, 1).item()
+        found = best_scale(torch.as_tensor(errors)[None, ..., None], by).item()
         grid = np.geomspace(1e-3, 3, 500) * np.sqrt(np.mean(errors**2))
         assert score(errors, found) <= min(score(errors, s) for s in grid) + 1e-9
 
@@ -196,8 +196,32 @@ def test_scales_of_many_kinds_of_errors_are_global_optima(by):
 def test_draws_that_spread_more_than_the_errors_leave_the_least_noise():
     errors = torch.linspace(-1, 1, 101).double().view(1, -1, 1, 1).expand(1, 101, 5, 1)
     with pytest.warns(UserWarning, match="the draws alone spread more than the errors: the best noise scale by crps"):
-        scale = _best(errors, "crps", 1)
+        scale = best_scale(errors)
     assert scale.item() == pytest.approx(1e-3 * errors.square().mean().sqrt().item())
+
+
+@pytest.mark.parametrize("by", ["crps", "pll"])
+def test_scales_of_errors_alone_are_those_of_each_chain_and_target(by):
+    errors = torch.randn(3, 1, 40, 2, generator=gen(8)).double() * torch.tensor([1.0, 30.0])
+    each = best_scale(errors, by, each_target=True)
+    assert each.shape == (3, 2)
+    for chain in range(3):
+        for target in range(2):
+            one = errors[chain : chain + 1, :, :, target : target + 1]
+            torch.testing.assert_close(best_scale(one.float(), by)[0, 0], each[chain, target], rtol=1e-5, atol=0)
+    # Without draws to mix, folds of one chain may stand in one N.
+    pooled = errors.movedim(0, 2).reshape(1, 1, 120, 2)
+    assert best_scale(pooled, by).shape == (1, 1)
+    if by == "pll":
+        torch.testing.assert_close(each, errors.square().mean((1, 2)).sqrt(), rtol=1e-6, atol=0)
+
+
+def test_errors_that_have_no_scale():
+    for errors in (torch.ones(3, 4, 5), torch.full((1, 1, 3, 1), math.nan), torch.ones(1, 1, 0, 1)):
+        with pytest.raises(ValueError, match=r"errors must be finite numbers \[chain, draw, N, C\], given"):
+            best_scale(errors)
+    with pytest.raises(ValueError, match="by must be one of 'crps', 'pll', not 'rmse'"):
+        best_scale(torch.ones(1, 1, 3, 1), "rmse")
 
 
 @pytest.mark.parametrize(
