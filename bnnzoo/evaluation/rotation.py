@@ -154,7 +154,7 @@ def _draw_bars(ax: Axes, probs: np.ndarray, names: Sequence[str]) -> None:
         for place in np.flatnonzero(height > _NAMED):
             middle = bottom[place] + height[place] / 2
             ink = "black" if color in _LIGHT else "white"
-            ax.text(place, middle, name, color=ink, ha="center", va="center", fontsize=9)
+            ax.text(float(place), middle, name, color=ink, ha="center", va="center", fontsize=9)
         bottom = bottom + height
     ax.grid(False)
     ax.set_ylim(0.0, 1.0)
