@@ -58,7 +58,8 @@ def reproduce(
             "WHAT", f"there is no entry or paper {what!r}{closest(what, [*every, *papers])}: see bnnzoo reproduce list"
         )
     if scale != "smoke":
-        for name in dict.fromkeys(name for entry in chosen for name in entry.data):
+        needed = [(*entry.data, *(entry.paper_data if scale == "paper" else ())) for entry in chosen]
+        for name in dict.fromkeys(name for names in needed for name in names):
             data.load(name)  # says how to provide it, before any work
     for entry in chosen:
         folder = out / f"{entry.name.replace('/', '-')}-{scale}-{seed}"

@@ -3,7 +3,7 @@
     bnnzoo reproduce list
     bnnzoo reproduce mnf/figure-6 --scale cpu
 
-`ENTRIES` has them all; a module of this package lists its own as `ENTRIES`, and `_MODULES` names the modules.
+`entries()` has them all; a module of this package lists its own as `ENTRIES`, and `_MODULES` names the modules.
 """
 
 from importlib import import_module
@@ -13,6 +13,8 @@ from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table,
 __all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "mean_and_error", "plus_minus"]
 
 _MODULES: tuple[str, ...] = (
+    "bb_alpha_mnist",
+    "bb_alpha_uci",
     "mnf_errors",
     "mnf_toy",
     "moments_accuracy",

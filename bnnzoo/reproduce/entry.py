@@ -115,6 +115,7 @@ class Entry:
         run: Does the work.
         data: Names of the data sets that it loads at the scales `cpu` and `paper`; `smoke` needs embedded ones only.
         minutes: About how long `cpu` takes on two cores.
+        paper_data: Names of the data sets that the scale `paper` loads besides.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Entry:
     run: Callable[[Context], Result]
     data: tuple[str, ...] = ()
     minutes: float = 1.0
+    paper_data: tuple[str, ...] = ()
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -31,14 +31,14 @@ def job_of(module, tmp_path, **changes):
     return module.Job(**(given | changes), keep=tmp_path)
 
 
-def results_of(module, tmp_path, nll):
-    """Results with the given test NLL by method, α and split."""
+def results_of(module, tmp_path, pll):
+    """Results with the given test PLL by method, α and split."""
     found = {}
-    for (method, alpha), values in nll.items():
+    for (method, alpha), values in pll.items():
         for seed, value in values.items():
             job = job_of(module, tmp_path, method=method, alpha=alpha, seed=seed)
-            test = {"nll": value, "rmse": 10 * value, "coverage_95": 0.9, "noise": 2.0, "spread": 3.0}
-            by_rate = {"test": {str(rate): {"nll": value + rate} for rate in module.METHODS["dropout"].rates}}
+            test = {"pll": value, "rmse": 10 * value, "coverage_95": 0.9, "noise": 2.0, "spread": 3.0}
+            by_rate = {"test": {str(rate): {"pll": value + rate} for rate in module.METHODS["dropout"].rates}}
             found[job] = {"test": test, "rate": 0.05, "seconds": 1.0, "by_rate": by_rate}
     return found
 
@@ -63,8 +63,8 @@ def test_scores_are_by_rate_the_mean_over_seeds_that_are_not_pooled(module, tmp_
     found = module.scores(job_of(module, tmp_path), posterior, part)
     assert [*found] == ["0.1", "0.3"]
     base = 0.5 * math.log(2 * math.pi)
-    assert found["0.1"]["nll"] == pytest.approx(base + (1 + 9) / 4, rel=1e-6)
-    assert found["0.3"]["nll"] == pytest.approx(base + (25 + 81) / 4, rel=1e-6)
+    assert found["0.1"]["pll"] == pytest.approx(-base - (1 + 9) / 4, rel=1e-6)
+    assert found["0.3"]["pll"] == pytest.approx(-base - (25 + 81) / 4, rel=1e-6)
     assert [found[rate]["rmse"] for rate in found] == pytest.approx([2.0, 7.0])
 
 
@@ -76,7 +76,7 @@ def test_a_score_tells_noise_and_spread_apart(module):
     assert found["spread"] == pytest.approx(math.sqrt((1 + 9) / 2))
 
 
-def test_the_rate_is_chosen_by_nll_without_the_test_split(module, tmp_path, monkeypatch):
+def test_the_rate_is_chosen_by_pll_without_the_test_split(module, tmp_path, monkeypatch):
     seen = []
     fit = module.fit
     monkeypatch.setattr(
@@ -91,9 +91,9 @@ def test_the_rate_is_chosen_by_nll_without_the_test_split(module, tmp_path, monk
     assert {tuple(row) for row in inner.x.tolist()} < {tuple(row) for row in train.x.tolist()}
     for options in (first, last):
         assert (options["objective"].alpha, options["objective"].num_particles) == (1.0, 2)
-    held_out = {float(rate): scores["nll"] for rate, scores in result["by_rate"]["held_out"].items()}
+    held_out = {float(rate): scores["pll"] for rate, scores in result["by_rate"]["held_out"].items()}
     assert set(held_out) == set(module.METHODS["dropout"].rates)
-    assert result["rate"] == min(held_out, key=held_out.get)
+    assert result["rate"] == max(held_out, key=held_out.get)
     assert result["test"] == result["by_rate"]["test"][str(result["rate"])]
 
     monkeypatch.setattr(module, "fit", None)
@@ -126,13 +126,13 @@ def test_nuts_pools_its_chains_and_tells_how_they_mixed(module, tmp_path, monkey
 
 
 def test_differences_are_of_splits_that_both_have(module, tmp_path):
-    nll = {
+    pll = {
         ("dropout", 0.0): {0: 3.0, 1: 5.0},
         ("dropout", 0.5): {0: 2.5, 1: 4.7},
         ("dropout", 1.0): {0: 3.5, 1: 5.5},
         ("nuts", None): {1: 4.0},
     }
-    results = results_of(module, tmp_path, nll)
+    results = results_of(module, tmp_path, pll)
     assert module.beside({0: 2.5, 1: 4.7}, {1: 5.0, 2: 0.0}) == pytest.approx([-0.3])
     rows = module.report(results).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
@@ -146,13 +146,13 @@ def test_differences_are_of_splits_that_both_have(module, tmp_path):
 
 
 def test_the_figure_shows_differences_to_dropout_at_0(module, tmp_path):
-    nll = {
+    pll = {
         ("dropout", 0.0): {0: 3.0, 1: 5.0},
         ("dropout", 0.5): {0: 2.5, 1: 4.7},
         ("mean-field", 0.0): {0: 4.0, 1: 6.0},
         ("nuts", None): {0: 1.0},
     }
-    figure = module.draw(results_of(module, tmp_path, nll))
+    figure = module.draw(results_of(module, tmp_path, pll))
     (ax,) = figure.axes
     bars = {round(float(bar.lines[0].get_xdata()[0]), 2): float(bar.lines[0].get_ydata()[0]) for bar in ax.containers}
     assert bars == pytest.approx({0.0: 0.0, 0.5: -0.4, 0.12: 1.0})
