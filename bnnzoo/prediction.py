@@ -234,7 +234,7 @@ class Prediction:
             y = y.squeeze(-1)
         if y.shape != expected:
             raise ValueError(f"y must have the prediction's shape {list(expected)}, not {list(y.shape)}")
-        return y.to(reference.dtype) if y.is_floating_point() else y
+        return y if issubclass(self.family, dist.Categorical) else y.to(reference.dtype)
 
 
 @dataclass(frozen=True)
