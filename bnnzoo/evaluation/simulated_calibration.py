@@ -229,6 +229,7 @@ class _Quantities:
         at: Any,
         functions: Mapping[str, Callable[[Values], Tensor]] | None,
     ) -> None:
+        _check_simulable(bnn)
         self.bnn = copy.deepcopy(bnn).eval()
         self._functions = dict(functions or {})
         self._at = None if at is None else _inputs(bnn, at)
@@ -286,16 +287,19 @@ def _inputs(bnn: BayesianNetwork, x: Any) -> Tensor:
     return x.to(reference.device, reference.dtype) if x.is_floating_point() else x.to(reference.device)
 
 
-def _simulated(bnn: BayesianNetwork, x: Tensor, replications: int, seed: int) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Weights from the prior, [1, *shape], and targets given them, for each replication."""
-    if replications < 2:
-        raise ValueError(f"replications must be at least 2, given {replications}")
+def _check_simulable(bnn: BayesianNetwork) -> None:
     learned = [name for name, p in bnn.named_parameters() if p.requires_grad]
     if learned:
         raise ValueError(f"data are simulated from the prior: {', '.join(learned)} need a prior or a fixed value")
     improper = [name for name, prior in bnn.priors.items() if isinstance(prior, LogUniform)]
     if improper:
         raise ValueError(f"data are simulated from the prior, and that of {', '.join(improper)} is improper")
+
+
+def _simulated(bnn: BayesianNetwork, x: Tensor, replications: int, seed: int) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Weights from the prior, [1, *shape], and targets given them, for each replication."""
+    if replications < 2:
+        raise ValueError(f"replications must be at least 2, given {replications}")
     model, pairs = copy.deepcopy(bnn).eval(), []
     for number in range(replications):
         sites = Sites()
