@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from analytic_dropout import images_of
 from common import (
     CLOCKS,
     Contender,
@@ -30,7 +29,7 @@ from common import (
     trained_network,
     write,
 )
-from moments_time import BATCH, RATES, arguments_of, dropout_network
+from moments_time import BATCH, RATES, arguments_of, dropout_network, images_of
 from torch import Tensor, nn
 
 import bnnzoo
@@ -202,7 +201,7 @@ def main() -> None:
     arguments = arguments_of(__doc__.splitlines()[0], rounds=15, epochs=3, least_draws=64)
     start(arguments)
     print(describe(environment(arguments)), "\n")
-    images = images_of(None if arguments.smoke else "mnist")
+    images = images_of(arguments.smoke)
     x = images.test.x.flatten(1)
     results: dict[str, Any] = {}
     hidden, epochs, seed = arguments.hidden, arguments.epochs, arguments.seed

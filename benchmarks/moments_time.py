@@ -2,9 +2,10 @@
 
     BNNZOO_DATA=../shared/data python benchmarks/moments_time.py
 
-Passes and steps of the MLP 784-1000-1000-10 on batches of 128 beside ordinary ones; then, in the same network trained
-with dropout on MNIST, how many Monte Carlo passes have the same error of the mean and of the standard deviation of the
-logits: S passes have a root mean square error of σ/√S, and of σ/√(2S). With `--keep`, fits are kept.
+Passes and steps of the MLP 784-1000-1000-10 on batches of 128 beside ordinary ones, with analytic dropout too, and of
+LeNet with normalization by propagated statistics; then, in the same MLP trained with dropout on MNIST, how many Monte
+Carlo passes have the same error of the mean and of the standard deviation of the logits: S passes have a root mean
+square error of σ/√S, and of σ/√(2S). With `--keep`, fits are kept.
 """
 
 import argparse
@@ -16,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from analytic_dropout import images_of
 from common import (
     CLOCKS,
     LR,
     Contender,
     describe,
+    enlarged_digits,
     environment,
     interleave,
     kept,
@@ -35,14 +36,17 @@ from common import (
     write,
 )
 from floors import plain_step
-from floors_moments import forward
+from floors_moments import analytic_dropout_step, forward
 from step_time import MEAN_FIELD, bnnzoo_contender
 from torch import Tensor, nn
 
 import bnnzoo
-from bnnzoo import BayesianNetwork, data, guides, likelihoods, models, objectives, priors
+from bnnzoo import BayesianNetwork, data, guides, likelihoods, models, moments, objectives, priors
 from bnnzoo.moments import Moments, propagate
 from bnnzoo.moments.softmax import log_softmax
+from bnnzoo.reproduce.moments_dropout import METHODS
+from bnnzoo.reproduce.moments_nets import Images, held_out
+from bnnzoo.reproduce.moments_normalization import KINDS, lenet, normalized
 
 BATCH = 128
 WAYS = ("diagonal", "sensitivity", "full")
@@ -128,6 +132,39 @@ def steps(hidden: int, batch: int) -> list[Contender]:
     ]
 
 
+def dropout_steps(hidden: int, batch: int) -> list[Contender]:
+    """Optimizer steps of a network with dropout at p = 0.5, by how it is met in training, and of one without."""
+    x, y = torch.rand(4 * batch, 784), torch.randint(10, (4 * batch,))
+
+    def network(rate: float) -> models.MLP:
+        return models.MLP(784, 10, hidden=(hidden, hidden), dropout=rate)
+
+    own = partial(bnnzoo_contender, x=x, y=y, batch_size=batch, guide=guides.Map)
+    methods = [method for method in METHODS.values() if not method.normalized]
+    by_hand = analytic_dropout_step(network(0.5).layers, x[:batch], y[:batch], LR)
+    return [
+        *(own(m.title, network(0.5 if m.noisy else 0.0), objective=m.objective()) for m in methods),
+        Contender("analytic, -log q(y), written by hand", by_hand),
+    ]
+
+
+def normalized_steps(batch: int) -> list[Contender]:
+    """Passes to the parameters of LeNet by normalization; then its propagated statistics, and a pass forward, alone."""
+    x = torch.rand(batch, 1, 28, 28)
+    mean, variance = x.mean().item(), x.var().item()
+    plain = lenet("leaky ReLU")
+
+    def step(network: nn.Module) -> Callable[[], object]:
+        return lambda: network(x).logsumexp(1).sum().backward()
+
+    networks = {kind: normalized(lenet("leaky ReLU", norm), mean, variance) for kind, norm in KINDS.items()}
+    return [
+        *(Contender(f"normalization: {kind}", step(network)) for kind, network in networks.items()),
+        Contender("statistics alone", torch.no_grad()(partial(moments.statistics, plain, mean, variance, (28, 28)))),
+        Contender("forward alone", torch.no_grad()(partial(plain, x))),
+    ]
+
+
 def timed(contenders: list[Contender], arguments: Any) -> list[Contender]:
     """The contenders, timed in turns."""
     rounds, slot = (2, 0.0) if arguments.smoke else (arguments.rounds, 0.02)
@@ -144,6 +181,14 @@ def times(title: str, contenders: Sequence[Contender], against: int = 0) -> str:
         cells = [contender.name, f"{contender.median * 1e3:.3g}", f"{ratio(contender, contenders[0]):.2f}"]
         rows.append(cells + ([f"{ratio(contender, contenders[against]):.2f}"] if against else []))
     return table(header, rows)
+
+
+def images_of(smoke: bool) -> Images:
+    """MNIST with a tenth held out, or, to smoke, enlarged digits."""
+    if smoke:
+        return held_out(enlarged_digits())
+    split = data.load("mnist").split()
+    return held_out((split.train, split.test))
 
 
 def dropout_network(rate: float, hidden: int, part: data.Dataset, epochs: int, seed: int) -> bnnzoo.Posterior:
@@ -285,8 +330,11 @@ def main() -> None:
     for kind, contenders in passes(hidden, BATCH).items():
         show(kind, f"{name}, batch {BATCH}, {kind}", contenders)
     show("steps", f"{name}, batch {BATCH}, one step", steps(hidden, BATCH), against=1)
+    title = f"{name}, p = 0.5, batch {BATCH}, one step"
+    show("dropout", title, dropout_steps(hidden, BATCH), against=1)
+    show("normalization", f"LeNet, batch {BATCH}, forward and backward", normalized_steps(BATCH))
     show("full", f"{name} with dropout, batch 8, forward", full(hidden, 8))
-    images = images_of(None if arguments.smoke else "mnist")
+    images = images_of(arguments.smoke)
     with tempfile.TemporaryDirectory() as temporary:
         keep = Path(temporary) if arguments.keep is None else arguments.keep
         keep.mkdir(parents=True, exist_ok=True)

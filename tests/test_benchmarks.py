@@ -17,7 +17,7 @@ from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load,
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
-DRAWING += ("analytic_dropout", "stability", "uci_moments", "normalization")
+DRAWING += ("uci_moments",)
 TABULATING = (
     "step_time",
     "predict_time",
@@ -65,8 +65,6 @@ def test_smoke(name, tmp_path):
         ("uci_alpha", ["--steps", "0"], "--steps must be at least 1, got 0"),
         ("uci_alpha", ["--methods", "nuts", "--figure", "x.png"], "--methods leaves out"),
         ("uci_moments", ["--steps", "0"], "--steps must be at least 1, got 0"),
-        ("analytic_dropout", ["--rates", "1"], "--rates must be between 0 and 1, got [1.0]"),
-        ("stability", ["--hidden", "0"], "--hidden must be at least 1, got 0"),
         ("moments_time", ["--draws", "0"], "--draws must be at least 1, got 0"),
         ("moment_covariance", ["--images", "0"], "--images must be at least 1, got 0"),
     ],

@@ -19,6 +19,9 @@ _MODULES: tuple[str, ...] = (
     "mnf_toy",
     "moments_accuracy",
     "moments_curves",
+    "moments_dropout",
+    "moments_normalization",
+    "moments_stability",
     "moments_units",
 )
 

@@ -74,6 +74,25 @@ def images_of(name: str, context: Context) -> tuple[data.Dataset, data.Dataset]:
     return colored(train), colored(test)
 
 
+@dataclass(frozen=True)
+class Images:
+    """Data to train on, to score every epoch on, and test data."""
+
+    train: data.Dataset
+    validation: data.Dataset
+    test: data.Dataset
+
+
+def held_out(parts: tuple[data.Dataset, data.Dataset]) -> Images:
+    """A tenth of the training data held out for validation, as the paper has it.
+
+    Args:
+        parts: Training and test data.
+    """
+    split = parts[0].split(0.1, seed=0, standardize=False)
+    return Images(split.train, split.test, parts[1])
+
+
 def trained_net(name: str, parts: tuple[data.Dataset, data.Dataset], context: Context) -> MomentNet:
     """A network with the weights in a file; if there is none, those of a training, which goes on where it stopped.
 
