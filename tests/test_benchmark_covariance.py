@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("moment_covariance", "moments_time", "analytic_dropout", "common", "floors", "floors_moments", "mnist_alpha")
+SCRIPTS = ("moment_covariance", "moments_time", "common", "floors", "floors_moments")
 
 
 @pytest.fixture

@@ -1,37 +1,27 @@
-"""What the benchmarks of training with moments report is what it says."""
+"""What the benchmarks of the time of moments report is what it says."""
 
-import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from bnnzoo import BayesianNetwork, guides, likelihoods, models, objectives
 from bnnzoo.moments import Moments, propagate
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("analytic_dropout", "stability", "moments_time", "floors_moments")
+SCRIPTS = ("moments_time", "floors_moments")
 
 
 @pytest.fixture
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import analytic_dropout
     import floors_moments
     import moments_time
-    import stability
 
-    yield {
-        "analytic_dropout": analytic_dropout,
-        "stability": stability,
-        "moments_time": moments_time,
-        "floors_moments": floors_moments,
-    }
-    for name in (*SCRIPTS, "common", "floors", "mnist_alpha", "step_time", "peers"):
+    yield {"moments_time": moments_time, "floors_moments": floors_moments}
+    for name in (*SCRIPTS, "common", "floors", "step_time", "peers"):
         sys.modules.pop(name, None)
 
 
@@ -47,89 +37,6 @@ def test_the_floor_of_analytic_dropout_minimizes_the_same_energy_as_the_library(
     step = floor.analytic_dropout_step(network.layers, x, y, lr=1e-2)
     first = step().item()
     assert first > step().item() > step().item()
-
-
-def test_the_convolutional_network_starts_where_batch_normalization_would(modules):
-    torch.manual_seed(0)
-    images = torch.rand(40, 3, 32, 32)
-    network = modules["analytic_dropout"].convolutional(0.3, 0.05, images).eval()
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network)
-    assert sum(isinstance(layer, nn.Dropout) for layer in network) == 8
-    x, count = images, 0
-    with torch.no_grad():
-        for layer in network:
-            x = layer(x)
-            if isinstance(layer, nn.Conv2d):
-                count += 1
-                torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(x.shape[1]), atol=1e-4, rtol=0)
-                torch.testing.assert_close(x.var((0, 2, 3)), torch.ones(x.shape[1]), atol=0.02, rtol=0)
-    assert count == 9
-
-
-def test_curves_go_on_where_they_ended_and_finished_ones_stay(modules, tmp_path, monkeypatch):
-    dropout = modules["analytic_dropout"]
-    images = dropout.images_of(None)
-    job = dropout.Job("mlp", 5, 1.0, "analytic", 0.5, 0)
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    whole.mkdir(), parted.mkdir()
-    scores = [dropout.run(job, 3, images, whole)["curve"]]
-    for epochs in (1, 3):
-        record = dropout.run(job, epochs, images, parted)
-        assert list(record["curve"]) == [str(epoch) for epoch in range(1, epochs + 1)]
-    scores.append(record["curve"])
-    for mode in ("ap1", "ap2"):
-        one, other = ([each[mode] for each in curve.values()] for curve in scores)
-        assert one == other
-    assert scores[0]["3"]["ap1"] != scores[0]["3"]["ap2"]
-    monkeypatch.setattr(dropout.bnnzoo, "fit", None)
-    assert dropout.run(job, 2, images, parted) == json.loads(json.dumps(record))
-    with pytest.raises(SystemExit, match="is of the setting"):
-        dropout.run(replace(job, seed=1), 3, images, parted)
-
-
-def test_methods_start_at_one_point(modules):
-    dropout = modules["analytic_dropout"]
-    starts = [job.model(torch.rand(2, 1, 28, 28)) for job in dropout.jobs("mlp", 5, 1.0, [0.2, 0.5], 0)]
-    assert [bnn.network.dropout for bnn in starts] == [0.0, 0.2, 0.2, 0.5, 0.5, 0.5]
-    weights = [[p for p in bnn.network.parameters()] for bnn in starts]
-    for others in weights[1:]:
-        for one, other in zip(weights[0], others, strict=True):
-            assert torch.equal(one, other)
-
-
-class Known(nn.Module):
-    """Logits that are the inputs times 10."""
-
-    def forward(self, x):
-        return 10 * x
-
-
-def test_scores_of_known_logits(modules):
-    x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.3, 0.0, 0.0]]).double()
-    y = torch.tensor([0, 0, 1])
-    scores = modules["stability"].scored(Known(), "ap1", x, y)
-    assert scores["accuracy"] == pytest.approx(1 / 3)
-    assert scores["odds"][1] == pytest.approx((10 + 3) / 2 / math.log(10))  # of the two errors
-    assert scores["nll"] == pytest.approx((0 + 10 + 3 + math.log1p(2 * math.exp(-3))) / 3, abs=2e-4)
-    right = modules["stability"].scored(Known(), "ap1", x[:1], y[:1])
-    assert all(math.isnan(value) for value in right["odds"])
-
-
-@pytest.mark.parametrize("mode", ["ap1", "ap2"])
-def test_attacks_raise_the_loss_of_the_true_class(modules, mode):
-    stability = modules["stability"]
-    torch.manual_seed(0)
-    network = stability.bernoulli(8).double()
-    x, y = torch.rand(5, 1, 28, 28).double(), torch.randint(10, (5,))
-    direction = stability.attacked(network, mode, x, y)
-    assert set(direction.unique().tolist()) == {-1.0, 1.0}
-    steps = [stability.scored(network, mode, x + size * direction, y)["nll"] for size in (-1e-3, 0.0, 1e-3)]
-    assert steps[0] < steps[1] < steps[2]
-    # of first order: no direction of this size does more
-    slope = (steps[2] - steps[0]) / 2e-3
-    z = x.clone().requires_grad_()
-    loss = nn.functional.nll_loss(stability.log_probabilities(network, z, mode), y)
-    assert slope == pytest.approx(torch.autograd.grad(loss, z)[0].abs().sum().item(), rel=1e-4)
 
 
 def test_reference_moments_are_those_of_all_passes(modules):

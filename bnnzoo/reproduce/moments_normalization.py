@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from bnnzoo.evaluation.style import BLUE, GRAY, VERMILION, styled
 from bnnzoo.moments.value import Approximation
 from bnnzoo.moments.watching import watching
 from bnnzoo.reproduce.entry import Context, Entry, Result, Table
+from bnnzoo.reproduce.fits import recorded
 from bnnzoo.reproduce.moments_nets import BATCH, images_of
 from bnnzoo.reproduce.moments_paper import PAPER, TABLE_4
 
@@ -184,13 +186,14 @@ def train(
         seed: Fixes the initial weights and the batches.
 
     Returns:
-        By epoch: the `loss` on the training data, the `accuracy` on the test data, `seconds` of processor time.
+        By epoch: the `loss` on the training data, the `accuracy` on the test data, and `spent`, seconds of processor
+        time.
     """
     fitted_on, test = parts
     torch.manual_seed(seed)
     network = normalized(lenet(activation, KINDS[kind]), fitted_on.x.mean().item(), fitted_on.x.var().item())
     optimizer = torch.optim.Adam(network.parameters())
-    curve: dict[str, list[float]] = {"loss": [], "accuracy": [], "seconds": []}
+    curve: dict[str, list[float]] = {"loss": [], "accuracy": [], "spent": []}
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = 10 ** (-3 - 0.06 * epoch)
         network.train()
@@ -201,7 +204,7 @@ def train(
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        curve["seconds"].append(time.process_time() - begin)
+        curve["spent"].append(time.process_time() - begin)
         curve["loss"].append(sum(losses) / len(losses))
         network.eval()
         with torch.no_grad():
@@ -257,11 +260,20 @@ def table_4(context: Context) -> Result:
     train_part, test = images_of("mnist", context)
     parts = train_part[: context.pick(200, 4000, None)], test
     x, inits, epochs = parts[0].x, context.pick(1, 2, 5), context.pick(1, 3, 10)
-    found = {kind: accuracies(x, inits, kind, context.seed) for kind in APPROXIMATIONS}
-    curves = {
-        activation: {kind: train(kind, activation, parts, epochs, context.seed) for kind in KINDS}
-        for activation in ACTIVATIONS
-    }
+    setting = {"images": len(x), "seed": context.seed}
+
+    def errors_of(kind: Approximation) -> dict[str, dict[str, list[float]]]:
+        path = context.folder / f"errors-{kind}.json"
+        make = partial(accuracies, x, inits, kind, context.seed)
+        return recorded(path, {**setting, "inits": inits}, lambda: {"errors": make()}, context.say)["errors"]
+
+    def curve_of(kind: str, activation: str) -> dict[str, list[float]]:
+        path = context.folder / f"{activation}-{kind}.json".replace(" ", "-")
+        make = partial(train, kind, activation, parts, epochs, context.seed)
+        return recorded(path, {**setting, "epochs": epochs}, make, context.say)
+
+    found = {kind: errors_of(kind) for kind in APPROXIMATIONS}
+    curves = {activation: {kind: curve_of(kind, activation) for kind in KINDS} for activation in ACTIVATIONS}
     tables = [_errors(found, index, name) for index, name in enumerate(("mu", "sigma"))]
     rows = [
         [name, *(f"{v:.2f}, {m:.2f}" for v, m in zip(each["variance"], each["mean"], strict=True))]
@@ -271,7 +283,7 @@ def table_4(context: Context) -> Result:
     tables.append(Table(caption, ["activation, initialization", *LINEAR], rows))
     rows = []
     for activation, kind in itertools.product(ACTIVATIONS, KINDS):
-        loss, accuracy, seconds = (curves[activation][kind][key] for key in ("loss", "accuracy", "seconds"))
+        loss, accuracy, seconds = (curves[activation][kind][key] for key in ("loss", "accuracy", "spent"))
         cells = [f"{loss[0]:.3f}, {loss[-1]:.3f}", f"{accuracy[0]:.2%}, {accuracy[-1]:.2%}"]
         rows.append([activation, kind, *cells, f"{sum(seconds) / len(seconds):.1f}"])
     caption = f"Trained for {epochs} epochs on {len(x)} images: values after the first and the last"

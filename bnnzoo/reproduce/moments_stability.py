@@ -25,7 +25,7 @@ from bnnzoo.moments.units import InputNoise, LogisticBernoulli
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.posterior import Posterior
 from bnnzoo.reproduce.entry import Context, Entry, Result, Table
-from bnnzoo.reproduce.fits import kept, trained_network
+from bnnzoo.reproduce.fits import kept, recorded, trained_network
 from bnnzoo.reproduce.moments_dropout import ANALYTIC, log_probabilities
 from bnnzoo.reproduce.moments_nets import held_out, images_of
 from bnnzoo.reproduce.moments_paper import PAPER
@@ -235,13 +235,17 @@ def figures_5_and_d1(context: Context) -> Result:
     """Trains what is missing, and perturbs the test images."""
     hidden, epochs = context.pick((10, 2), (100, 15), (100, 100))
     images = held_out(images_of("mnist", context))
-    results, seconds = {}, {}
-    for name, method in METHODS.items():
-        source = method.fit or name
-        make = partial(fitted, source, images.train, hidden, epochs, context.seed)
-        posterior = kept(context.folder / f"{source}.bnn", make, METHODS[source].network(hidden), context.say)
-        seconds[name] = posterior.info["seconds"]
-        results[name] = curves(trained_network(posterior), method.mode, images.test, context.seed)
+
+    def make(name: str) -> dict[str, Any]:
+        method, source = METHODS[name], METHODS[name].fit or name
+        fresh = partial(fitted, source, images.train, hidden, epochs, context.seed)
+        posterior = kept(context.folder / f"{source}.bnn", fresh, METHODS[source].network(hidden), context.say)
+        return curves(trained_network(posterior), method.mode, images.test, context.seed)
+
+    setting = {"hidden": hidden, "epochs": epochs, "seed": context.seed, **SETTING}
+    results = {
+        name: recorded(context.folder / f"{name}.json", setting, partial(make, name), context.say) for name in METHODS
+    }
     notes = [
         "The paper has curves without numbers, in which the Bernoulli network, at the same clean accuracy, is more "
         "stable than the standard one under noise and attack, and batch normalization less stable and the most sure "
@@ -249,8 +253,7 @@ def figures_5_and_d1(context: Context) -> Result:
         "Input noise that is drawn, and none, are controls that the paper lacks. Gradients are taken in float64, of "
         "the network's own way to predict. Lines are medians of the odds, bands the first to the ninth decile.",
     ]
-    values = {"curves": results, "seconds": seconds}
-    return Result(report(results), {"stability": draw(results)}, notes, values)
+    return Result(report(results), {"stability": draw(results)}, notes, results)
 
 
 ENTRIES = (
