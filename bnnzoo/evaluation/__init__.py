@@ -2,6 +2,8 @@
 
 score, pointwise, pit                    scores in the target's own units, with standard errors, and by datum
 scores                                   the single scores, functions of plain arrays
+constant_uncertainty, optimum            bounds that an uncertainty lies between: constant, and the best for each point
+normalized_scores, t_test                scores as shares of the way between them; whether a mean differs from a bound
 baselines                                a constant and a linear model, scored alike
 plot_fit, plot_history, plot_predictions, plot_calibration
 plot_band                                mean and bands of a toy regression along its input
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         FastGradientSign,
         IteratedGradientSign,
         attack_curve,
+        breaking_point,
         chain_mean,
         input_gradient,
     )
@@ -34,6 +37,14 @@ if TYPE_CHECKING:
     from bnnzoo.evaluation.arviz_export import to_arviz
     from bnnzoo.evaluation.band_plots import plot_band
     from bnnzoo.evaluation.baseline_models import baselines
+    from bnnzoo.evaluation.bounds import (
+        ConstantUncertainty,
+        constant_uncertainty,
+        normalized_scores,
+        optimum,
+        point_prediction,
+        t_test,
+    )
     from bnnzoo.evaluation.diagnostics import convergence, distance, khat_threshold, psis
     from bnnzoo.evaluation.inference_data import pareto_k, save_netcdf
     from bnnzoo.evaluation.metrics import pit, pointwise, score
@@ -52,12 +63,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attack",
+    "ConstantUncertainty",
     "FastGradientSign",
     "IteratedGradientSign",
     "MomentReference",
     "attack_curve",
     "baselines",
+    "breaking_point",
     "chain_mean",
+    "constant_uncertainty",
     "convergence",
     "distance",
     "held_out_classes",
@@ -65,7 +79,9 @@ __all__ = [
     "khat_threshold",
     "moment_accuracy",
     "moment_reference",
+    "normalized_scores",
     "ood_scores",
+    "optimum",
     "pareto_k",
     "pit",
     "plot_adversarial_examples",
@@ -81,6 +97,7 @@ __all__ = [
     "plot_rotated",
     "plot_sbc",
     "plot_segmentation",
+    "point_prediction",
     "pointwise",
     "psis",
     "rotated",
@@ -89,6 +106,7 @@ __all__ = [
     "sbc_test",
     "score",
     "scores",
+    "t_test",
     "to_arviz",
     "uncertainties",
     "vsbc",
@@ -100,6 +118,7 @@ _HOMES = {
         "FastGradientSign",
         "IteratedGradientSign",
         "attack_curve",
+        "breaking_point",
         "chain_mean",
         "input_gradient",
     ),
@@ -109,6 +128,14 @@ _HOMES = {
     "baseline_models": ("baselines",),
     "diagnostics": ("convergence", "distance", "khat_threshold", "psis"),
     "inference_data": ("pareto_k", "save_netcdf"),
+    "bounds": (
+        "ConstantUncertainty",
+        "constant_uncertainty",
+        "normalized_scores",
+        "optimum",
+        "point_prediction",
+        "t_test",
+    ),
     "metrics": ("pit", "pointwise", "score"),
     "moment_errors": ("MomentReference", "moment_accuracy", "moment_reference", "plot_moment_accuracy"),
     "scores": (),

@@ -105,6 +105,14 @@ class Guide(Program):
         terms = [q.log_prob(values[name]).sum() for name, q in self.distributions().items()]
         return torch.stack(terms).sum()
 
+    def center(self) -> dict[str, Tensor] | None:
+        """A value for each site in the middle of the guide, or None where it has none.
+
+        The means of weights, and the likelihood's sites at their medians: with these the network is the ordinary one,
+        without the guide's uncertainty.
+        """
+        return {name: _middle(q) for name, q in self.distributions().items()}
+
     def collect(self, x: Tensor, y: Tensor, batch_size: int) -> dict[str, Tensor]:
         """What the guide needs to know of the training data once its parameters stand, for one chain.
 
@@ -202,6 +210,18 @@ class Guide(Program):
             return [flat], []
         parts = flat.split([layout.size for layout in [*self._blocks, *self._others]])
         return list(parts[: len(self._blocks)]), list(parts[len(self._blocks) :])
+
+
+def _middle(q: Distribution) -> Tensor:
+    """The mean, or of a mapped distribution, whose mean is not known, the mapped mean."""
+    if isinstance(q, dist.Independent):
+        return _middle(q.base_dist)
+    if not isinstance(q, dist.TransformedDistribution):
+        return q.mean
+    value = _middle(q.base_dist)
+    for transform in q.transforms:
+        value = transform(value)
+    return value
 
 
 def _shapes(layout: Layout) -> list[tuple[str, torch.Size]]:

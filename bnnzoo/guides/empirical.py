@@ -54,6 +54,9 @@ class Empirical(Guide):
             for name, key in self.keys.items()
         }
 
+    def center(self) -> None:
+        """None: the middle of draws from several modes is in none of them."""
+
     def pick(self, num_samples: int) -> Tensor:
         """Indexes of `num_samples` evenly spaced draws.
 

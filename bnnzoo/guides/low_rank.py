@@ -76,6 +76,10 @@ class LowRank(Guide):
         flat = pyro.sample("latent", self.distributions()["latent"], infer={"is_auxiliary": True})
         return {name: pyro.sample(name, point) for name, point in self.points(flat, jacobian=True).items()}
 
+    def center(self) -> dict[str, Tensor]:
+        """The mean of the flat vector, as sites."""
+        return {name: point.mean for name, point in self.points(self.loc).items()}
+
     def log_prob(self, values: dict[str, Tensor]) -> Tensor:
         """Log density of values for all sites, a scalar.
 

@@ -193,6 +193,9 @@ class MNF(Guide):
 
         return self.normals(self.loc, self.log_scale, block)
 
+    def center(self) -> None:
+        """None: the mean of what the flow makes of the mixing variables has no closed form."""
+
     def _mix(self, rows: int | None) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Draw the mixing vectors: by weight z, z - 1 and the flow's log determinant."""
         mixing = {}
