@@ -1,12 +1,14 @@
-"""Files of tensors and plain values, written whole or not at all, and read without running code from them."""
+"""Files of tensors and plain values, and texts, written whole or not at all; read without running code from them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,13 +30,34 @@ def write(path: Path, format: str, content: dict[str, Any]) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    with _replacing(path) as file:
+        try:
+            torch.save({"format": format, "version": VERSION, **content}, file)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so, in terms of its own
+            raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its final place and rename it: nothing half-written stays behind.
+
+    Args:
+        path: The file; its folder must exist.
+        text: Its content, written as UTF-8.
+
+    Raises:
+        OSError: If the folder is missing or not writable, or the disk full.
+    """
+    with _replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once it is written whole."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            try:
-                torch.save({"format": format, "version": VERSION, **content}, file)
-            except RuntimeError as error:  # torch's zip writer reports a full disk so, in terms of its own
-                raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())

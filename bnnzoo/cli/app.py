@@ -16,7 +16,7 @@ from rich.table import Table
 
 import bnnzoo
 from bnnzoo import data, evaluation
-from bnnzoo.cli import fitting, options, plan, report, reproducing, runs
+from bnnzoo.cli import comparing, fitting, options, page, plan, report, reproducing, runs
 from bnnzoo.cli.options import Choice, bad, checking, known
 from bnnzoo.cli.terminal import check_file, examples
 from bnnzoo.cli.terminal import console as make_console
@@ -366,6 +366,20 @@ def list_(
 app.command(
     epilog=examples("bnnzoo reproduce list", "bnnzoo reproduce mnf/figure-6 --scale cpu", "bnnzoo reproduce mcbn")
 )(reproducing.reproduce)
+
+app.command(
+    epilog=examples(
+        "bnnzoo compare",
+        "bnnzoo compare --data concrete,energy,yacht --methods mcbn,dropout,mnf --workers 2 --out uci",
+        "bnnzoo compare --data concrete --methods dropout:0.1,dropout:0.01,map --splits 3 --seeds 2",
+        "bnnzoo compare --data power --backend dask --scheduler tcp://10.0.0.1:8786",
+    )
+)(comparing.compare)
+
+
+app.command(
+    epilog=examples("bnnzoo report runs/diabetes-mean-field", "bnnzoo report runs/houses-map --out houses.html")
+)(page.report)
 
 
 def main(arguments: list[str] | None = None) -> None:

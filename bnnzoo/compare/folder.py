@@ -1,0 +1,127 @@
+"""The folder of a comparison: what is finished, and the settings that it is finished under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnnzoo import files
+from bnnzoo.compare.method import Method
+from bnnzoo.compare.protocol import Protocol
+from bnnzoo.data import Dataset
+from bnnzoo.training_data import checksum
+
+SETTINGS = "settings.json"
+CELLS = "cells"
+CELL = "cell.json"
+RESULT = "result.pt"
+
+_STAGE, _RESULT = "bnnzoo comparison stage", "bnnzoo comparison cell"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is kept of a comparison: `settings.json`, and a folder for each cell, which is a data set and a method.
+
+    A cell's folder has `cell.json`, which tells its data and method, a file for each finished stage, and `result.pt`
+    in their place when all are. Every file is written beside its place and renamed, so that one which is there is
+    whole.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    path: Path
+
+    def open(self, protocol: Protocol) -> None:
+        """Makes the folder, or checks that it is one of the same protocol.
+
+        Raises:
+            ValueError: If it holds results of another protocol; says in which settings.
+        """
+        (self.path / CELLS).mkdir(parents=True, exist_ok=True)
+        _same(self.path / SETTINGS, protocol.as_dict(), f"{self.path} holds a comparison by another protocol")
+
+    def open_cell(self, data: Dataset, method: Method) -> Path:
+        """Makes a cell's folder, or checks that it is of the same data and method.
+
+        Raises:
+            ValueError: If other data or another method of the same name are there; says in what they differ.
+        """
+        path = self.path / CELLS / cell_name(data.name, method.name)
+        path.mkdir(exist_ok=True)
+        about = {"data": data.name, "rows": len(data), "checksum": checksum(data.x, data.y)}
+        what = f"{self.path} has results of {method.name!r} on {data.name!r} already, with other settings"
+        _same(path / CELL, {**about, "method": method.describe(), "label": method.label}, what)
+        return path
+
+    def finished(self) -> list[Path]:
+        """Folders of the cells that have a result."""
+        return sorted(path.parent for path in (self.path / CELLS).glob(f"*/{RESULT}"))
+
+
+def cell_name(data: str, method: str) -> str:
+    """A folder name for a cell; names that are no file names are told apart by a checksum."""
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name) for name in (data, method)]
+    exact = plain == [data, method]
+    mark = "" if exact else "-" + hashlib.sha256(f"{data}\n{method}".encode()).hexdigest()[:8]
+    return f"{plain[0]}~{plain[1]}{mark}"
+
+
+def read_stage(cell: Path, name: str) -> dict[str, Any] | None:
+    """What a finished stage left, or None."""
+    path = cell / f"{name}.pt"
+    return files.read(path, _STAGE) if path.exists() else None
+
+
+def write_stage(cell: Path, name: str, result: Mapping[str, Any]) -> None:
+    """Keeps what a stage found."""
+    files.write(cell / f"{name}.pt", _STAGE, dict(result))
+
+
+def read_result(cell: Path) -> dict[str, Any] | None:
+    """What a finished cell holds, with what `cell.json` tells of it as `about`; None if it is not finished."""
+    if not (cell / RESULT).exists():
+        return None
+    return {**files.read(cell / RESULT, _RESULT), "about": json.loads((cell / CELL).read_text(encoding="utf-8"))}
+
+
+def write_result(cell: Path, result: Mapping[str, Any]) -> None:
+    """Keeps a finished cell, and drops its stages."""
+    files.write(cell / RESULT, _RESULT, dict(result))
+    for path in cell.glob("*.pt"):
+        if path.name != RESULT:
+            path.unlink()
+
+
+def _same(path: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Writes settings, or checks that those that are there are the same."""
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    if not path.exists():
+        files.write_text(path, text + "\n")
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    differing = _differences(there, json.loads(text))
+    if differing:
+        raise ValueError(f"{what}: {'; '.join(differing)}. Give another folder, or the same settings")
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name in dict.fromkeys([*there, *here]):
+        if name == "label":
+            continue
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{name} ")
+        elif old != new:
+            found.append(f"{prefix}{name} is {old!r} there and {new!r} now")
+    return found
