@@ -8,16 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, load, objectives
+from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-DRAWING = ("mnist", "cubic", "batch_statistics", "product_model", "alpha", "mnist_alpha", "uci_alpha")
-DRAWING += ("uci_moments",)
+DRAWING = ("batch_statistics", "product_model", "alpha", "uci_moments")
 TABULATING = (
     "step_time",
     "predict_time",
@@ -58,12 +56,7 @@ def test_smoke(name, tmp_path):
         ("step_time", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         ("step_time", ["--only", "resnet"], "invalid choice: 'resnet'"),
         ("uci", ["--splits", "0"], "--splits must be at least 1, got 0"),
-        ("mnist", ["--draws", "0"], "--draws must be at least 1, got 0"),
-        ("mnist", ["--methods", "map", "--figure", "x.png"], "--methods leaves one of them out"),
-        ("mnist_alpha", ["--points", "0"], "--points must be at least 1, got 0"),
         ("particles", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        ("uci_alpha", ["--steps", "0"], "--steps must be at least 1, got 0"),
-        ("uci_alpha", ["--methods", "nuts", "--figure", "x.png"], "--methods leaves out"),
         ("uci_moments", ["--steps", "0"], "--steps must be at least 1, got 0"),
         ("moments_time", ["--draws", "0"], "--draws must be at least 1, got 0"),
         ("moment_covariance", ["--images", "0"], "--images must be at least 1, got 0"),
@@ -82,7 +75,7 @@ def modules(monkeypatch):
     import floors
 
     yield common, floors
-    for name in ("common", "floors", "uci", "mnist", "cubic", "mnist_alpha"):
+    for name in ("common", "floors", "uci"):
         sys.modules.pop(name, None)
 
 
@@ -217,34 +210,6 @@ def test_contenders_take_turns_inside_their_contexts(modules):
     assert common.ratio(first, second) == 3.0
 
 
-def test_images_turn_counterclockwise(modules):
-    import mnist
-
-    image = torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0))
-    turned = mnist.rotations(image, [0, 90, 180])
-    for quarters in range(3):
-        torch.testing.assert_close(turned[quarters], image.rot90(quarters, (1, 2)), rtol=0, atol=1e-4)
-
-
-def test_widths_of_bands_by_range(modules):
-    import cubic
-
-    x = np.linspace(-6.0, 6.0, 121)  # at every tenth: 79 inside, 42 from 4 on
-    std = np.stack([np.where(np.abs(x) < 4, 2.0, 5.0), np.full(121, 1e3)])
-    found = cubic.widths(x, np.stack([x**3 * (x > 0), 0 * x]), std)
-    assert found["inside"] == pytest.approx([12.0, 6e3])
-    assert found["outside"] == pytest.approx([30.0, 6e3])
-    assert found["held"] == [0.5, 1.0]
-
-
-def test_r_hat_of_chains_that_disagree(modules):
-    import cubic
-
-    one = np.tile([-1.0, 0.0, 1.0], 2)  # halves of variance 1 and mean 0
-    draws = np.stack([np.stack([one, one], -1), np.stack([one + 2, one], -1)])  # means 0, 2, 0, 2: variance 4/3
-    assert cubic.r_hat(draws) == pytest.approx(math.sqrt(2 / 3 + 4 / 3))
-
-
 def test_scores_take_the_noise_that_was_chosen(modules):
     import uci
 
@@ -282,67 +247,3 @@ def test_what_is_chosen_does_not_see_the_test_split(modules, tmp_path, monkeypat
     for part in seen:
         assert len(part) == round(0.8 * len(split.train))
         assert {tuple(row) for row in part.x.tolist()} < rows
-
-
-def alpha_job(**changes):
-    import mnist_alpha
-
-    given = {"noise": "hidden", "alpha": 0.5, "epochs": 3, "draws": 3, "chains": 2, "points": 3, "seed": 0}
-    return mnist_alpha.Job(**(given | changes))
-
-
-def test_scoring_in_the_midst_of_a_fit_leaves_the_fit_alone(modules, tmp_path, monkeypatch):
-    import mnist_alpha
-
-    monkeypatch.setitem(mnist_alpha.SETTING, "particles", 2)
-    images = mnist_alpha._digits()
-    finals = []
-    for points in (1, 3):
-        keep = tmp_path / str(points)
-        keep.mkdir()
-        job = alpha_job(points=points)
-        record = mnist_alpha.run(job, images, keep)
-        assert len(record["curve"]) == points
-        assert len(record["others"]) == 2
-        posterior = load(keep / "hidden-0.5.bnn")
-        prediction = posterior.predict(images.test.x, num_samples=3, seed=0)
-        # The last point of the curve is the fitted posterior's, and each chain's own.
-        for chain in range(2):
-            pll = prediction.chain(chain).log_prob(images.test.y).mean()
-            assert record["curve"]["3"]["pll"][chain] == pytest.approx(pll.item(), rel=1e-5)
-        finals.append(posterior.state()[0])
-    for name, value in finals[0].items():
-        assert torch.equal(value, finals[1][name])
-
-
-def test_an_interrupted_curve_goes_on_and_a_finished_one_stays(modules, tmp_path, monkeypatch):
-    import mnist_alpha
-
-    monkeypatch.setitem(mnist_alpha.SETTING, "particles", 2)
-    images, job = mnist_alpha._digits(), alpha_job(noise="all")
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    whole.mkdir(), parted.mkdir()
-    expected = mnist_alpha.run(job, images, whole)
-    score = mnist_alpha.by_chain
-
-    def interrupted(prediction, y):
-        if (parted / "all-0.5.checkpoint").exists():  # in the second epoch
-            raise KeyboardInterrupt
-        return score(prediction, y)
-
-    monkeypatch.setattr(mnist_alpha, "by_chain", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        mnist_alpha.run(job, images, parted)
-    monkeypatch.setattr(mnist_alpha, "by_chain", score)
-    resumed = mnist_alpha.run(job, images, parted)
-    assert resumed["curve"] == expected["curve"]
-    assert resumed["others"] == expected["others"]
-    monkeypatch.setattr(mnist_alpha.bnnzoo, "fit", None)
-    assert mnist_alpha.run(job, images, parted) == resumed
-    with pytest.raises(SystemExit, match="is of the setting"):
-        mnist_alpha.run(replace(job, draws=4), images, parted)
-
-
-def test_scored_epochs_are_evenly_spaced_and_end_at_the_last(modules):
-    assert alpha_job(epochs=20, points=4).scored() == [5, 10, 15, 20]
-    assert alpha_job(epochs=2, points=10).scored() == [1, 2]

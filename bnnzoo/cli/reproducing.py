@@ -26,9 +26,9 @@ RESULT, RECORD = "result.md", "result.json"
 
 def reproduce(
     what: Annotated[
-        str,
-        typer.Argument(metavar="WHAT", help="[bold]list[/bold], an entry such as mnf/figure-6, or a paper: mnf."),
-    ] = "list",
+        list[str] | None,
+        typer.Argument(metavar="WHAT", help="[bold]list[/bold], entries such as mnf/figure-6, or papers: mnf."),
+    ] = None,
     scale: Annotated[
         str,
         typer.Option(help="smoke: seconds, numbers mean nothing; cpu: minutes on two cores; paper: its own protocol."),
@@ -45,23 +45,21 @@ def reproduce(
     Writes a page, its figures and the numbers to OUT/ENTRY-SCALE-SEED. A run that was interrupted goes on where it was.
     """
     console = make_console(quiet)
-    every = entries()
-    if what == "list":
-        console.print(_listed(every))
+    first, *rest = what or ["list"]
+    if first == "list":
+        console.print(_listed(_chosen(rest)))
         return
     if scale not in SCALES:
         raise bad("--scale", f"must be one of {', '.join(SCALES)}; given: {scale}")
-    chosen = [entry for name, entry in every.items() if name == what or name.partition("/")[0] == what]
-    if not chosen:
-        papers = {name.partition("/")[0] for name in every}
-        raise bad(
-            "WHAT", f"there is no entry or paper {what!r}{closest(what, [*every, *papers])}: see bnnzoo reproduce list"
-        )
+    chosen = _chosen([first, *rest])
     if scale != "smoke":
         needed = [(*entry.data, *(entry.paper_data if scale == "paper" else ())) for entry in chosen]
         for name in dict.fromkeys(name for names in needed for name in names):
             data.load(name)  # says how to provide it, before any work
-    for entry in chosen:
+    for number, entry in enumerate(chosen, 1):
+        if len(chosen) > 1:
+            about = f", about {entry.minutes:g} min" if scale == "cpu" else ""
+            console.print(f"\n[bold]{number} of {len(chosen)}: {escape(entry.name)}[/bold]{about}", highlight=False)
         folder = out / f"{entry.name.replace('/', '-')}-{scale}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         context = Context(cast(Scale, scale), folder, seed, workers, quiet, out / f"fits-{scale}-{seed}")
@@ -70,11 +68,25 @@ def reproduce(
         report.files(console, _written(console, entry, context, result, time.perf_counter() - began))
 
 
-def _listed(every: dict[str, Entry]) -> Shown:
+def _chosen(names: list[str]) -> list[Entry]:
+    """The entries of these names, or of these papers, once each; of no names, all."""
+    every = entries()
+    papers = dict.fromkeys(name.partition("/")[0] for name in every)
+    found: dict[str, Entry] = {}
+    for given in names or papers:
+        mine = {name: entry for name, entry in every.items() if given in (name, name.partition("/")[0])}
+        if not mine:
+            near = closest(given, [*every, *papers])
+            raise bad("WHAT", f"there is no entry or paper {given!r}.{near} See bnnzoo reproduce list")
+        found |= mine
+    return list(found.values())
+
+
+def _listed(chosen: list[Entry]) -> Shown:
     table = Shown(title="bnnzoo reproduce NAME", title_justify="left", title_style="bold", header_style="bold")
     for number, column in enumerate(("name", "what it shows", "data", "cpu, min", "source")):
         table.add_column(column, no_wrap=number == 0)
-    for entry in every.values():
+    for entry in chosen:
         table.add_row(entry.name, entry.title, ", ".join(entry.data), f"{entry.minutes:g}", entry.source)
     return table
 

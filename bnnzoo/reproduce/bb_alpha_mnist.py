@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnnzoo import data, guides, likelihoods, models, objectives, priors
+from bnnzoo import data, files, guides, likelihoods, models, objectives, priors
 from bnnzoo.evaluation import score
 from bnnzoo.evaluation.style import MARKERS, PALETTE, styled
 from bnnzoo.loop import Progression
@@ -47,25 +47,32 @@ class Kind:
     Attributes:
         title: In tables and figures.
         network: Builds it.
+        small: Arguments that make it small, for the scale `smoke`.
         guide: Builds the guide.
         epochs: Passes over the training data at the scale `cpu`, the same for every α.
         rows: Of the training data at that scale; None is all.
     """
 
     title: str
-    network: Callable[[], nn.Module]
+    network: Callable[..., nn.Module]
+    small: Mapping[str, Any]
     guide: Callable[[BayesianNetwork], guides.Guide]
     epochs: int
     rows: int | None = None
 
 
-_mlp = partial(models.MLP, 784, 10, hidden=(100, 100))
+_MLP: tuple[Callable[..., nn.Module], Mapping[str, Any]]
+_MLP = partial(models.MLP, 784, 10, hidden=(100, 100)), {"hidden": (10, 10)}
 KINDS: dict[str, Kind] = {
-    "mlp": Kind("MLP, hidden units dropped", _mlp, guides.Dropout, epochs=30),
-    "mlp-pixels": Kind("MLP, pixels and hidden units dropped", _mlp, partial(guides.Dropout, rate={"*": 0.5}), 20),
-    # Dropout before each of the dense layers is the network's own.
+    "mlp": Kind("MLP, hidden units dropped", *_MLP, guides.Dropout, epochs=30),
+    "mlp-pixels": Kind("MLP, pixels and hidden units dropped", *_MLP, partial(guides.Dropout, rate={"*": 0.5}), 20),
     "cnn": Kind(
-        "Keras' CNN", models.KerasCNN, partial(guides.Dropout, from_dropout_layers=True), epochs=8, rows=10_000
+        "Keras' CNN",
+        models.KerasCNN,
+        {"filters": 4, "hidden": 10},
+        partial(guides.Dropout, from_dropout_layers=True),  # before each of the dense layers
+        epochs=8,
+        rows=10_000,
     ),
 }
 
@@ -169,8 +176,10 @@ def fit_and_score(context: Context, job: Job, images: Images) -> dict[str, Any]:
         record = kept
     torch.manual_seed(job.seed)
     prior = priors.Normal(0.0, math.sqrt(PRIOR_VARIANCE))
-    bnn = BayesianNetwork(KINDS[job.kind].network(), likelihoods.Categorical(), prior)
-    guide = KINDS[job.kind].guide(bnn)
+    kind = KINDS[job.kind]
+    network = kind.network(**(kind.small if context.scale == "smoke" else {}))
+    bnn = BayesianNetwork(network, likelihoods.Categorical(), prior)
+    guide = kind.guide(bnn)
 
     def after_epoch(state: Progression) -> None:
         if state.epoch not in job.scored():
@@ -182,7 +191,7 @@ def fit_and_score(context: Context, job: Job, images: Images) -> dict[str, Any]:
             prediction = posterior.predict(images.others, job.draws, job.seed)
             each = (prediction.chain(chain).entropy.mean() for chain in range(job.chains))
             record["others"] = [float(value) for value in each]
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        files.write_text(path, json.dumps(record, indent=2) + "\n")
         context.say(f"{name}: error {1 - np.mean(scores['accuracy']):.4f}, PLL {np.mean(scores['pll']):.4f}")
 
     posterior = trained(

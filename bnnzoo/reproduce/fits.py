@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnnzoo import data
+from bnnzoo import data, files
 from bnnzoo._vectorize import Pair
 from bnnzoo.chains import stack
 from bnnzoo.guides import Guide
@@ -84,7 +84,7 @@ def trained(
     def after_epoch(state: Progression) -> bool | None:
         nonlocal seconds, begin
         seconds += time.process_time() - begin
-        spent.write_text(f"{seconds}\n")
+        files.write_text(spent, f"{seconds}\n")
         loss = state.history["loss"][:, -1].mean()
         say(f"{path.stem}: epoch {state.epoch} of {settings['epochs']}, loss {loss:.4g}, {seconds:.0f} CPU s")
         stop = None if callback is None else callback(state)
@@ -129,8 +129,9 @@ def recorded(
         return result
     begin = time.process_time()
     result = dict(make())
-    result = {"seconds": time.process_time() - begin, **result, "setting": setting}
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    text = json.dumps({"seconds": time.process_time() - begin, **result, "setting": setting}, indent=2)
+    files.write_text(path, text + "\n")
+    result = json.loads(text)  # as the next call will have it
     say(f"{path.stem}: {result['seconds']:.0f} CPU s")
     return result
 

@@ -1,160 +1,178 @@
-"""What `benchmarks/uci_alpha.py` reports is what it says: rates by chain, differences by split, no test row seen."""
+"""Figures 2 and 3 of the BB-α paper are what they say: rates by task, differences by split, no test row seen."""
 
-import json
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bnnzoo import Prediction, data
+from bnnzoo.reproduce import Context
+from bnnzoo.reproduce import bb_alpha_uci as module
+from bnnzoo.reproduce.fits import OtherSettingError
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SIZE = module.SIZES["smoke"]
+RATES = module.METHODS["dropout"].rates
 
 
 @pytest.fixture
-def module(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import uci_alpha
-
-    uci_alpha.SETTING.update(draws=5, particles=2, seeds=2)
-    yield uci_alpha
-    for name in ("common", "uci_alpha"):
-        sys.modules.pop(name, None)
+def context(tmp_path):
+    return Context("smoke", tmp_path, quiet=True)
 
 
-def job_of(module, tmp_path, **changes):
-    given = {"data": "diabetes", "method": "dropout", "alpha": 0.5, "seed": 0, "steps": 2, "threads": 1}
-    return module.Job(**(given | changes), keep=tmp_path)
+def splits_of(*seeds):
+    return [data.load("diabetes").split(0.2, seed=seed) for seed in seeds]
 
 
-def results_of(module, tmp_path, pll):
-    """Results with the given test PLL by method, α and split."""
-    found = {}
-    for (method, alpha), values in pll.items():
-        for seed, value in values.items():
-            job = job_of(module, tmp_path, method=method, alpha=alpha, seed=seed)
-            test = {"pll": value, "rmse": 10 * value, "coverage_95": 0.9, "noise": 2.0, "spread": 3.0}
-            by_rate = {"test": {str(rate): {"pll": value + rate} for rate in module.METHODS["dropout"].rates}}
-            found[job] = {"test": test, "rate": 0.05, "seconds": 1.0, "by_rate": by_rate}
-    return found
+def spied(monkeypatch, **changes):
+    """What `fit_each` is called with, and returns."""
+    seen = []
+    fit_each = module.fit_each
+
+    def spy(tasks, **settings):
+        posteriors = fit_each(tasks, **(settings | changes))
+        seen.append((tasks, settings, posteriors))
+        return posteriors
+
+    monkeypatch.setattr(module, "fit_each", spy)
+    return seen
 
 
-def test_chains_take_the_rates_in_turn(module, tmp_path):
-    split = data.load("diabetes").split(0.2, seed=0)
-    posterior = module.train(job_of(module, tmp_path), split.train)
-    (rates,) = posterior.guide.rates(posterior).values()
-    torch.testing.assert_close(rates, torch.tensor(module.METHODS["dropout"].rates).repeat(2))
-    draws = posterior.sample(300, seed=0)["layers.2.weight"]  # [chain, draw, 1, 50]
-    dropped = (draws == 0).float().mean((1, 2, 3))
-    error = (rates * (1 - rates) / 15_000).sqrt()  # of 300 draws of 50 units
-    assert ((dropped - rates).abs() < 5.5 * error).all()
+def test_each_split_is_trained_at_each_rate(monkeypatch):
+    seen = spied(monkeypatch)
+    splits = splits_of(3, 4)
+    found = module.scores(("diabetes", "dropout", 0.5), SIZE, [3, 4], splits)
+    assert [len(each) for each in found] == [len(RATES)] * 2
+    ((tasks, settings, posteriors),) = seen
+    assert (settings["objective"].alpha, settings["objective"].num_particles) == (0.5, SIZE.particles)
+    for number, (task, posterior) in enumerate(zip(tasks, posteriors, strict=True)):
+        assert torch.equal(task.data.x, splits[number // len(RATES)].train.x)
+        (rates,) = posterior.guide.rates(posterior).values()
+        torch.testing.assert_close(rates, torch.full((SIZE.seeds,), RATES[number % len(RATES)]))
 
 
-def test_scores_are_by_rate_the_mean_over_seeds_that_are_not_pooled(module, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.METHODS, "dropout", replace(module.METHODS["dropout"], rates=(0.1, 0.3)))
-    loc = torch.tensor([1.0, 5.0, 3.0, 9.0])[:, None, None].expand(4, 5, 3)  # two rates, then again with another seed
-    prediction = Prediction({"loc": loc, "scale": torch.ones(4, 1, 1)}, torch.distributions.Normal, "regression")
-    posterior = SimpleNamespace(chains=4, predict=lambda *_, **__: prediction)
-    part = SimpleNamespace(x=torch.zeros(3, 2), y=torch.zeros(3))
-    found = module.scores(job_of(module, tmp_path), posterior, part)
-    assert [*found] == ["0.1", "0.3"]
-    base = 0.5 * math.log(2 * math.pi)
-    assert found["0.1"]["pll"] == pytest.approx(-base - (1 + 9) / 4, rel=1e-6)
-    assert found["0.3"]["pll"] == pytest.approx(-base - (25 + 81) / 4, rel=1e-6)
-    assert [found[rate]["rmse"] for rate in found] == pytest.approx([2.0, 7.0])
+def test_scores_are_the_mean_over_seeds_that_are_not_pooled(monkeypatch):
+    loc = torch.tensor([1.0, 3.0])[:, None, None].expand(2, 5, 3)  # of two seeds
+    prediction = Prediction({"loc": loc, "scale": torch.ones(2, 1, 1)}, torch.distributions.Normal, "regression")
+
+    class Fitted:
+        chains = 2
+
+        def predict(self, *_):
+            return prediction
+
+    monkeypatch.setattr(module, "fit_each", lambda tasks, **_: [Fitted() for _ in tasks])
+    (split,) = splits_of(0)
+    split.test.x, split.test.y = torch.zeros(3, 10), torch.zeros(3)
+    (found,) = module.scores(("diabetes", "mean-field", 0.0), SIZE, [0], [split])
+    assert found[0]["pll"] == pytest.approx(-0.5 * math.log(2 * math.pi) - (1 + 9) / 4, rel=1e-6)
+    assert found[0]["rmse"] == pytest.approx(2.0)
 
 
-def test_a_score_tells_noise_and_spread_apart(module):
+def test_a_score_tells_noise_and_spread_apart():
     loc = torch.tensor([0.0, 2.0])[None, :, None] * torch.tensor([1.0, 3.0])  # deviations 1 and 3 in two rows
     prediction = Prediction({"loc": loc, "scale": torch.full((1, 1, 1), 0.5)}, torch.distributions.Normal, "regression")
-    found = module.score(prediction, SimpleNamespace(y=torch.zeros(2)))
+    found = module.scored(prediction, data.Dataset(torch.zeros(2, 1), torch.zeros(2)))
     assert found["noise"] == 0.5
     assert found["spread"] == pytest.approx(math.sqrt((1 + 9) / 2))
 
 
-def test_the_rate_is_chosen_by_pll_without_the_test_split(module, tmp_path, monkeypatch):
-    seen = []
-    fit = module.fit
-    monkeypatch.setattr(
-        module, "fit", lambda bnn, guide, part, **rest: seen.append((part, rest)) or fit(bnn, guide, part, **rest)
-    )
-    job = job_of(module, tmp_path, alpha=1.0)
-    result = module.run(job)
-    split = data.load("diabetes").split(0.2, seed=0)
-    (inner, first), (train, last) = seen
-    assert torch.equal(train.x, split.train.x)
-    assert len(inner) == round(0.8 * len(train))
-    assert {tuple(row) for row in inner.x.tolist()} < {tuple(row) for row in train.x.tolist()}
-    for options in (first, last):
-        assert (options["objective"].alpha, options["objective"].num_particles) == (1.0, 2)
-    held_out = {float(rate): scores["pll"] for rate, scores in result["by_rate"]["held_out"].items()}
-    assert set(held_out) == set(module.METHODS["dropout"].rates)
-    assert result["rate"] == max(held_out, key=held_out.get)
-    assert result["test"] == result["by_rate"]["test"][str(result["rate"])]
+def test_the_rate_is_chosen_by_pll_without_the_test_split(context, monkeypatch):
+    seen = spied(monkeypatch)
+    held = []
+    scores = module.scores
+    monkeypatch.setattr(module, "scores", lambda *given: held.append(scores(*given)) or held[-1])
+    key = ("diabetes", "dropout", 1.0)
+    result = module.cell(context, key)
+    splits = splits_of(0, 1)
+    (inner, _, _), (outer, _, _) = seen
+    for number, split in enumerate(splits):
+        part, whole = inner[number * len(RATES)].data, outer[number * len(RATES)].data
+        assert torch.equal(whole.x, split.train.x)
+        assert len(part) == round(0.8 * len(whole))
+        assert {tuple(row) for row in part.x.tolist()} < {tuple(row) for row in whole.x.tolist()}
+    held_out, test = held
+    for number in range(2):
+        best = max(range(len(RATES)), key=lambda place: held_out[number][place]["pll"])
+        assert result["rate"][number] == RATES[best]
+        assert result["test"][number] == test[number][best]
+    assert result["by_rate"] == test
 
-    monkeypatch.setattr(module, "fit", None)
-    assert module.run(job) == result  # kept
-    with pytest.raises(SystemExit, match="made with another steps: keep this run elsewhere"):
-        module.run(replace(job, steps=3))
+    monkeypatch.setattr(module, "fit_each", None)
+    assert module.cell(context, key) == result  # kept
+    monkeypatch.setitem(module.SIZES, "smoke", replace(SIZE, draws=11))
+    with pytest.raises(OtherSettingError, match="made with another draws: keep this run elsewhere"):
+        module.cell(context, key)
 
 
-def test_alphas_start_from_the_same_networks_and_see_the_same_batches(module, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.SETTING, "lr", 1e-12)
-    split = data.load("diabetes").split(0.2, seed=0)
-    locs = [
-        module.train(job_of(module, tmp_path, alpha=alpha), split.train).state()[0]["guide.loc"] for alpha in (0.0, 1.0)
+def test_alphas_start_from_the_same_networks_and_see_the_same_batches(monkeypatch):
+    seen = spied(monkeypatch, lr=1e-12)
+    for alpha in (0.0, 1.0):
+        module.scores(("diabetes", "dropout", alpha), SIZE, [0, 1], splits_of(0, 1))
+    zero, one = ([posterior.state()[0]["guide.loc"] for posterior in posteriors] for _, _, posteriors in seen)
+    for first, second in zip(zero, one, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+        assert (first[0] != first[1]).any()  # seeds differ
+    assert torch.equal(zero[0][0], zero[1][0])  # rates begin alike
+    assert (zero[0][0] != zero[-1][0]).any()  # splits do not
+
+
+def test_nuts_pools_its_chains_and_tells_how_they_mixed(context):
+    result = module.cell(context, ("diabetes", "nuts", None))
+    assert len(result["test"]) == len(result["r_hat"]) == len(result["ess"]) == 1
+    assert len(result["divergences"][0]) == 2
+    assert result["ess"][0] > 0
+    assert result["r_hat"][0] > 0.9
+    assert result["setting"]["steps"] is None
+
+
+def results_of(pll):
+    """Results with the given test PLL by method and α, a list over splits."""
+    found = {}
+    for (method, alpha), values in pll.items():
+        test = [
+            {"pll": value, "rmse": -10 * value, "coverage_95": 0.9, "noise": 2.0, "spread": 3.0} for value in values
+        ]
+        by_rate = [[{"pll": value + rate} for rate in RATES] for value in values]
+        rates = [0.05] * len(values)
+        found[("diabetes", method, alpha)] = {"test": test, "rate": rates, "seconds": 2.0, "by_rate": by_rate}
+    return found
+
+
+PLL = {
+    ("dropout", 0.0): [-3.0, -5.0],
+    ("dropout", 0.5): [-2.5, -4.7],
+    ("dropout", 1.0): [-3.5, -5.5],
+    ("mean-field", 0.0): [-4.0, -6.0],
+    ("nuts", None): [-1.0],
+}
+
+
+def test_differences_are_of_splits_that_both_have():
+    results = results_of(PLL)
+    nuts, zero = ("diabetes", "nuts", None), ("diabetes", "dropout", 0.0)
+    assert module.beside(results, nuts, zero, "pll") == [2.0]
+    table, by_rate = module.report(results, "pll", "PLL (nats)")
+    assert [row[:5] for row in table.rows] == [
+        ["diabetes", "Dropout", "0", "-4.00 ± 1.00", ""],
+        ["diabetes", "Dropout", "0.5", "-3.60 ± 1.10", "+0.40 ± 0.10"],
+        ["diabetes", "Dropout", "1", "-4.50 ± 1.00", "-0.50 ± 0.00"],
+        ["diabetes", "MeanField", "0", "-5.00 ± 1.00", ""],
+        ["diabetes", "NUTS", "", "-1.00", ""],
     ]
-    torch.testing.assert_close(*locs, rtol=0, atol=1e-6)
-    assert (locs[0][0] != locs[0][1]).any()  # chains differ
+    assert [row[8:] for row in table.rows] == [["0.05 0.05", "1"]] * 3 + [["", "1"], ["", "2"]]
+    assert all(len(row) == len(table.header) for row in table.rows)
+    assert by_rate.rows[0] == ["diabetes", "0.01", "-3.99 ± 1.00", "+0.40 ± 0.10", "-0.50 ± 0.00"]
+    assert len(by_rate.rows) == len(RATES)
+    flat = {key: result | {"by_rate": [[{"rmse": 1.0}] * len(RATES)] * 2} for key, result in results.items()}
+    rmse, _ = module.report(flat, "rmse", "RMSE")
+    assert rmse.rows[1][3:5] == ["36.00 ± 11.00", "-4.00 ± 1.00"]
 
 
-def test_nuts_pools_its_chains_and_tells_how_they_mixed(module, tmp_path, monkeypatch):
-    nuts = {"num_samples": 6, "warmup_steps": 4, "chains": 2, "max_tree_depth": 2}
-    monkeypatch.setitem(module.SETTING, "nuts", nuts)
-    monkeypatch.setattr(module, "split_gelman_rubin", lambda draws, chain, sample: draws[0, 0])
-    job = job_of(module, tmp_path, method="nuts", alpha=None)
-    result = module.run(job)
-    assert len(result["divergences"]) == 2
-    assert result["ess"]["worst"] <= result["ess"]["median"] <= 12
-    assert result["r_hat"]["median"] < result["r_hat"]["worst"]
-    assert "steps" not in result["setting"]
-    assert json.loads(job.file.read_text()) == result
-
-
-def test_differences_are_of_splits_that_both_have(module, tmp_path):
-    pll = {
-        ("dropout", 0.0): {0: 3.0, 1: 5.0},
-        ("dropout", 0.5): {0: 2.5, 1: 4.7},
-        ("dropout", 1.0): {0: 3.5, 1: 5.5},
-        ("nuts", None): {1: 4.0},
-    }
-    results = results_of(module, tmp_path, pll)
-    assert module.beside({0: 2.5, 1: 4.7}, {1: 5.0, 2: 0.0}) == pytest.approx([-0.3])
-    rows = module.report(results).splitlines()[2:]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[0][:5] == ["diabetes", "Dropout", "0", "4.00 ± 1.00", ""]
-    assert cells[1][3:7] == ["3.60 ± 1.10", "-0.40 ± 0.10", "36.00 ± 11.00", "-4.00 ± 1.00"]
-    assert cells[2][4] == "+0.50 ± 0.00"
-    assert cells[3][1:5] == ["NUTS", "", "4.00", ""]
-    by_rate = module.report_by_rate(results).splitlines()[2:]
-    assert len(by_rate) == len(module.METHODS["dropout"].rates)
-    assert by_rate[0] == "| diabetes | 0.01 | 4.01 ± 1.00 | -0.40 ± 0.10 | +0.50 ± 0.00 |"
-
-
-def test_the_figure_shows_differences_to_dropout_at_0(module, tmp_path):
-    pll = {
-        ("dropout", 0.0): {0: 3.0, 1: 5.0},
-        ("dropout", 0.5): {0: 2.5, 1: 4.7},
-        ("mean-field", 0.0): {0: 4.0, 1: 6.0},
-        ("nuts", None): {0: 1.0},
-    }
-    figure = module.draw(results_of(module, tmp_path, pll))
+def test_the_figure_shows_differences_to_dropout_at_0():
+    figure = module.draw(results_of(PLL), "pll", "PLL (nats)")
     (ax,) = figure.axes
     bars = {round(float(bar.lines[0].get_xdata()[0]), 2): float(bar.lines[0].get_ydata()[0]) for bar in ax.containers}
-    assert bars == pytest.approx({0.0: 0.0, 0.5: -0.4, 0.12: 1.0})
-    assert any(line.get_linestyle() == "--" and line.get_ydata()[0] == -2.0 for line in ax.lines)
+    assert bars == pytest.approx({0.0: 0.0, 0.5: 0.4, 1.0: -0.5, 0.12: -1.0})
+    assert any(line.get_linestyle() == "--" and line.get_ydata()[0] == 2.0 for line in ax.lines)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Dropout", "MeanField", "NUTS"]

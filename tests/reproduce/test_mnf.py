@@ -1,0 +1,91 @@
+"""The MNF paper's entries: the published numbers, what is fitted and to what, and the pieces that measure."""
+
+import numpy as np
+import pytest
+import torch
+
+from bnnzoo import guides, models
+from bnnzoo.reproduce import Context, mnf_errors, mnf_toy
+from bnnzoo.reproduce.mnf_lenet import METHODS, PAPER, TASKS, images, posterior_of, size_of
+
+WEIGHTS = ("layers.0.weight", "layers.3.weight", "layers.7.weight", "layers.9.weight")
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context("smoke", tmp_path, quiet=True)
+
+
+def test_published_numbers():
+    for task in TASKS.values():
+        assert tuple(task.errors) == PAPER
+        assert len(task.pruned) == len(WEIGHTS)
+    mnist, cifar = (task.errors for task in TASKS.values())
+    assert [mnist[name] for name in PAPER] == [0.6, 0.5, 0.7, 0.9, 0.9, 0.7]
+    assert [cifar[name] for name in PAPER] == [24, 16, 21, 22, 23, 16]
+
+
+def test_at_the_scale_of_the_paper_all_is_as_in_the_paper(tmp_path):
+    context = Context("paper", tmp_path)
+    for name, members, adversarial in (("mnist", 10, 0.25), ("cifar5", 5, 0.1)):
+        size = size_of(context, name, ensemble=True)
+        assert (size.members, size.adversarial, size.draws, size.hurried) == (members, adversarial, 100, False)
+        network = models.LeNet(*size.network)
+        filters, hidden = ((20, 50), 500) if name == "mnist" else ((192, 192), 1000)
+        assert (network.filters, network.hidden) == (filters, hidden)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_images_are_of_the_classes_that_are_not_hidden(context, task):
+    for part in images(context, task):
+        assert set(part.y.tolist()) == set(range(TASKS[task].classes))
+        assert part.x.shape[1:] == (TASKS[task].network[0], 28, 28)
+        assert models.LeNet(*size_of(context, task).network)(part.x[:2]).shape == (2, TASKS[task].classes)
+
+
+def test_a_lenet_is_fitted_as_its_method_says(context, monkeypatch):
+    train = images(context, "mnist")[0]
+    ensemble = posterior_of(context, "mnist", "ensemble", train, size_of(context, "mnist", ensemble=True))
+    assert ensemble.chains == 2
+    assert isinstance(ensemble.guide, guides.Map)
+    mnf = posterior_of(context, "cifar5", "mnf", images(context, "cifar5")[0], size_of(context, "cifar5"))
+    assert mnf.guide.max_scale == 0.4
+    fflu = posterior_of(context, "mnist", "fflu", train, size_of(context, "mnist"))
+    assert tuple(name for name in fflu.sparsity().sites if "weight" in name) == WEIGHTS
+    names = {f"lenet-{name}.bnn" for name in ("mnist-ensemble", "cifar5-mnf", "mnist-fflu")}
+    assert {path.name for path in context.fits.iterdir()} == names
+
+
+def test_the_ensembles_members_see_adversarial_examples(tmp_path, monkeypatch):
+    import bnnzoo.reproduce.mnf_lenet as module
+
+    seen = []
+    monkeypatch.setattr(module, "trained", lambda path, bnn, guide, train, **settings: seen.append(settings))
+    paper = Context("paper", tmp_path)
+    for method in ("ensemble", "map"):
+        posterior_of(paper, "mnist", method, None, size_of(paper, "mnist", METHODS[method].ensemble))
+    ensemble, single = seen
+    assert (ensemble["chains"], ensemble["adversarial"]) == (10, 0.25)
+    assert (single["chains"], single["adversarial"]) == (1, None)
+    assert single["objective"].kl_weight == 1.0
+
+
+def test_points_are_drawn_once(context):
+    train, size = images(context, "mnist")[0], size_of(context, "mnist")
+    assert mnf_errors._draws(posterior_of(context, "mnist", "map", train, size), 20) == 1
+    assert mnf_errors._draws(posterior_of(context, "mnist", "dropout", train, size), 20) == 20
+
+
+def test_widths_of_bands_by_range():
+    x = np.linspace(-6.0, 6.0, 121)  # at every tenth: 79 inside, 42 from 4 on
+    std = np.stack([np.where(np.abs(x) < 4, 2.0, 5.0), np.full(121, 1e3)])
+    found = mnf_toy.widths(x, np.stack([x**3 * (x > 0), 0 * x]), std)
+    assert found["inside"] == pytest.approx([12.0, 6e3])
+    assert found["outside"] == pytest.approx([30.0, 6e3])
+    assert found["held"] == [0.5, 1.0]
+
+
+def test_the_toy_knows_its_noise(context):
+    posterior = mnf_toy._fitted(context, "mean-field")
+    prediction = posterior.predict(torch.zeros(1, 1), num_samples=2, seed=0)
+    torch.testing.assert_close(prediction.parameters["scale"].flatten()[0], torch.tensor(3.0))
