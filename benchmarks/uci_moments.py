@@ -3,9 +3,9 @@
     BNNZOO_DATA=../shared/data python benchmarks/uci_moments.py --figure docs/uci-moments.png
 
 The protocol of `bnnzoo reproduce bb-alpha/figure-2`: one hidden layer of 50 ReLU, MeanField, learned noise, random
-80/20 splits; seeds are chains of one fit, each scored by itself. Both objectives get the same guide, start, minibatches and number of steps;
-the learning rate of each is the one of the least NLL on a fifth of the first split's training rows. Along training, at
-times that do not count, the test NLL is taken by draws for both.
+80/20 splits; seeds are chains of one fit, each scored by itself. Both objectives get the same guide, start, minibatches
+and number of steps; the learning rate of each is the one of the least NLL on a fifth of the first split's training
+rows. Along training, at times that do not count, the test NLL is taken by draws for both.
 """
 
 import argparse
