@@ -365,6 +365,34 @@ def chain_mean(curve: xr.Dataset) -> xr.Dataset:
     return mean
 
 
+def breaking_point(curve: xr.Dataset, level: float = 0.5, of: str = "accuracy") -> xr.DataArray:
+    """The size of the attack at which a score first falls below a level, or first reaches it if it began below.
+
+    Args:
+        curve: Of `attack_curve`.
+        level: The level.
+        of: A variable of the curve.
+
+    Returns:
+        By chain, between the sizes of the curve by linear interpolation; NaN where the level is not crossed.
+
+    Raises:
+        ValueError: If the curve has no such variable.
+    """
+    if of not in curve:
+        raise ValueError(f"the curve has no {of!r}: it has {', '.join(map(str, curve))}")
+    (dim,) = (str(name) for name in curve[of].dims if name != "chain")
+    sizes, rows = curve[dim].values.astype(float), curve[of].transpose("chain", dim).values
+    points = np.full(len(rows), math.nan)
+    for chain, row in enumerate(rows):
+        beyond = np.flatnonzero(row < level if row[0] >= level else row >= level)
+        if len(beyond):
+            last, first = beyond[0] - 1, beyond[0]
+            share = (row[last] - level) / (row[last] - row[first])
+            points[chain] = sizes[last] + share * (sizes[first] - sizes[last])
+    return xr.DataArray(points, {"chain": curve.chain}, "chain", attrs={"long_name": f"{dim} where {of} is {level:g}"})
+
+
 def _scored(prediction: Prediction, y: Any, target: Tensor | None, seed: int) -> xr.Dataset:
     scores = score(prediction, y, seed=seed)
     if target is None:

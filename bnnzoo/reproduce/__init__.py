@@ -13,8 +13,10 @@ from bnnzoo.reproduce.entry import SCALES, Context, Entry, Result, Scale, Table,
 __all__ = ["SCALES", "Context", "Entry", "Result", "Scale", "Table", "entries", "mean_and_error", "plus_minus"]
 
 _MODULES: tuple[str, ...] = (
+    "bb_alpha_adversarial",
     "bb_alpha_mnist",
     "bb_alpha_uci",
+    "mnf_adversarial",
     "mnf_errors",
     "mnf_toy",
     "moments_accuracy",

@@ -20,6 +20,7 @@ from bnnzoo.evaluation import (
     FastGradientSign,
     IteratedGradientSign,
     attack_curve,
+    breaking_point,
     chain_mean,
     input_gradient,
     plot_adversarial_examples,
@@ -353,6 +354,19 @@ class TestCurves:
         np.testing.assert_allclose(mean.a, [3.0, 2.0])
         np.testing.assert_allclose(mean.a_se, [math.sqrt(0.01 + 4.0 / 3.0), 0.2])
         np.testing.assert_allclose(chain_mean(curve.isel(chain=[0])).a_se, [0.1, 0.1])
+
+    def test_where_a_score_crosses_a_level(self):
+        values = [[1.0, 0.8, 0.4, 0.6], [0.9, 0.8, 0.7, 0.6], [0.5, 0.3, 0.2, 0.1]]
+        rising = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 0.25, 0.75], [0.1, 0.2, 0.3, 0.4]]
+        curve = xr.Dataset(
+            {"accuracy": (("chain", "epsilon"), values), "target_accuracy": (("chain", "epsilon"), rising)},
+            {"chain": [0, 1, 2], "epsilon": [0.0, 0.1, 0.3, 0.5]},
+        )
+        np.testing.assert_allclose(breaking_point(curve), [0.1 + 0.75 * 0.2, math.nan, 0.0], atol=1e-12)
+        np.testing.assert_allclose(breaking_point(curve, of="target_accuracy"), [0.2, 0.4, math.nan])
+        np.testing.assert_allclose(breaking_point(curve, 0.75), [0.1 + 0.2 / 8, 0.2, math.nan])
+        with pytest.raises(ValueError, match="has no 'entropy'"):
+            breaking_point(curve, of="entropy")
 
     def test_of_a_target(self):
         posterior, _ = stored(K, likelihoods.Categorical(), hidden=4)
