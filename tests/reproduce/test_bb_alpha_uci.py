@@ -62,8 +62,7 @@ def test_scores_are_the_mean_over_seeds_that_are_not_pooled(monkeypatch):
             return prediction
 
     monkeypatch.setattr(module, "fit_each", lambda tasks, **_: [Fitted() for _ in tasks])
-    (split,) = splits_of(0)
-    split.test.x, split.test.y = torch.zeros(3, 10), torch.zeros(3)
+    split = data.Split(splits_of(0)[0].train, data.Dataset(torch.zeros(3, 10), torch.zeros(3)))
     (found,) = module.scores(("diabetes", "mean-field", 0.0), SIZE, [0], [split])
     assert found[0]["pll"] == pytest.approx(-0.5 * math.log(2 * math.pi) - (1 + 9) / 4, rel=1e-6)
     assert found[0]["rmse"] == pytest.approx(2.0)

@@ -1,11 +1,14 @@
 """The MNF paper's entries: the published numbers, what is fitted and to what, and the pieces that measure."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from pyro.distributions import Normal
 
 from bnnzoo import guides, models
-from bnnzoo.reproduce import Context, mnf_errors, mnf_toy
+from bnnzoo.reproduce import Context, mnf_errors, mnf_lenet, mnf_toy
 from bnnzoo.reproduce.mnf_lenet import METHODS, PAPER, TASKS, images, posterior_of, size_of
 
 WEIGHTS = ("layers.0.weight", "layers.3.weight", "layers.7.weight", "layers.9.weight")
@@ -43,31 +46,50 @@ def test_images_are_of_the_classes_that_are_not_hidden(context, task):
         assert models.LeNet(*size_of(context, task).network)(part.x[:2]).shape == (2, TASKS[task].classes)
 
 
-def test_a_lenet_is_fitted_as_its_method_says(context, monkeypatch):
-    train = images(context, "mnist")[0]
-    ensemble = posterior_of(context, "mnist", "ensemble", train, size_of(context, "mnist", ensemble=True))
-    assert ensemble.chains == 2
-    assert isinstance(ensemble.guide, guides.Map)
-    mnf = posterior_of(context, "cifar5", "mnf", images(context, "cifar5")[0], size_of(context, "cifar5"))
-    assert mnf.guide.max_scale == 0.4
-    fflu = posterior_of(context, "mnist", "fflu", train, size_of(context, "mnist"))
-    assert tuple(name for name in fflu.sparsity().sites if "weight" in name) == WEIGHTS
-    names = {f"lenet-{name}.bnn" for name in ("mnist-ensemble", "cifar5-mnf", "mnist-fflu")}
-    assert {path.name for path in context.fits.iterdir()} == names
-
-
-def test_the_ensembles_members_see_adversarial_examples(tmp_path, monkeypatch):
-    import bnnzoo.reproduce.mnf_lenet as module
-
+@pytest.fixture
+def planned(monkeypatch):
+    """What `posterior_of` would have trained: path, model, guide and settings."""
     seen = []
-    monkeypatch.setattr(module, "trained", lambda path, bnn, guide, train, **settings: seen.append(settings))
+
+    def trained(path, bnn, guide, train, **settings):
+        seen.append(SimpleNamespace(path=path, bnn=bnn, guide=guide, **settings))
+
+    monkeypatch.setattr(mnf_lenet, "trained", trained)
+    return seen
+
+
+@pytest.mark.parametrize(("task", "bound"), [("mnist", 0.5), ("cifar5", 0.4)])
+def test_a_lenet_is_fitted_as_its_method_says(context, planned, task, bound):
+    for method in PAPER:
+        posterior_of(context, task, method, None, size_of(context, task))
+    _, dropout, _, gaussian, log_uniform, mnf = planned
+    kinds = (guides.Map, guides.Dropout, guides.Map, guides.MeanField, guides.MeanField, guides.MNF)
+    assert tuple(type(plan.guide) for plan in planned) == kinds
+    assert [plan.chains for plan in planned] == [1, 1, 2, 1, 1, 1]
+    assert mnf.guide.max_scale == bound
+    rates = {name: rate.item() for name, rate in dropout.guide.rates().items()}
+    assert rates == dict.fromkeys(WEIGHTS[1:], 0.5)
+    assert isinstance(gaussian.bnn.priors["layers.9.weight"], Normal)
+    assert not isinstance(log_uniform.bnn.priors["layers.9.weight"], Normal)
+    assert [plan.path.name for plan in planned] == [f"lenet-{task}-{method}.bnn" for method in PAPER]
+    assert all(plan.path.parent == context.fits for plan in planned)
+    same = [plan.bnn.network.state_dict()["layers.9.weight"] for plan in planned]
+    assert all(torch.equal(same[0], other) for other in same)
+
+
+def test_the_ensembles_members_see_adversarial_examples(tmp_path, planned):
     paper = Context("paper", tmp_path)
     for method in ("ensemble", "map"):
         posterior_of(paper, "mnist", method, None, size_of(paper, "mnist", METHODS[method].ensemble))
-    ensemble, single = seen
-    assert (ensemble["chains"], ensemble["adversarial"]) == (10, 0.25)
-    assert (single["chains"], single["adversarial"]) == (1, None)
-    assert single["objective"].kl_weight == 1.0
+    ensemble, single = planned
+    assert (ensemble.chains, ensemble.adversarial) == (10, 0.25)
+    assert (single.chains, single.adversarial, single.lr, single.scheduler) == (1, None, 1e-3, None)
+    assert single.objective.kl_weight == 1.0
+
+
+def test_every_weight_that_the_paper_prunes_has_its_share(context):
+    shares = mnf_errors.pruned(context).values
+    assert all(tuple(found) == WEIGHTS for found in shares.values())
 
 
 def test_points_are_drawn_once(context):
