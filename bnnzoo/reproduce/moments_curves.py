@@ -187,12 +187,11 @@ def figure_c4(context: Context) -> Result:
     return Result([table], {"rectified": figure}, ["The paper has curves without numbers."], values)
 
 
-def _entry(number: str, title: str, run: Callable[[Context], Result]) -> Entry:
-    return Entry(f"moments/figure-{number.lower()}", title, f"{PAPER}, Figure {number}", run, minutes=0.1)
-
-
-ENTRIES = (
-    _entry("2", "Moments through steps and sigmoids", figure_2),
-    _entry("3", "Moments through rectifiers", figure_3),
-    _entry("C.4", "Mean of a rectified normal, of a logistic variable, and ELU", figure_c4),
+ENTRIES = tuple(
+    Entry(f"moments/figure-{number.lower()}", title, f"{PAPER}, Figure {number}", run, minutes=0.1)
+    for number, title, run in (
+        ("2", "moments through steps and sigmoids", figure_2),
+        ("3", "moments through rectifiers", figure_3),
+        ("C.4", "mean of a rectified normal or logistic variable, and ELU", figure_c4),
+    )
 )

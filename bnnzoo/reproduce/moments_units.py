@@ -256,16 +256,12 @@ def _lists(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: value.tolist() for name, value in tensors.items()}
 
 
-ENTRIES = (
-    Entry("moments/table-1", "The logic AND of uncertain inputs, by approximation", f"{PAPER}, Table 1", table_1),
-    Entry(
-        "moments/figure-c.1", "Piecewise exponential approximation of the sigmoid", f"{PAPER}, Figure C.1", figure_c1
-    ),
-    Entry(
-        "moments/figure-c.2",
-        "Means of Bernoulli units: KL divergence of approximations by bias",
-        f"{PAPER}, Figure C.2",
-        figure_c2,
-    ),
-    Entry("moments/figure-c.3", "Sums of binary inputs and noise become normal", f"{PAPER}, Figure C.3", figure_c3),
+ENTRIES = tuple(
+    Entry(f"moments/{number.lower().replace(' ', '-')}", title, f"{PAPER}, {number}", run, minutes=0.1)
+    for number, title, run in (
+        ("Table 1", "the logic AND of uncertain inputs, by approximation", table_1),
+        ("Figure C.1", "piecewise exponential approximation of the sigmoid", figure_c1),
+        ("Figure C.2", "KL divergence of approximate means of Bernoulli units", figure_c2),
+        ("Figure C.3", "sums of binary inputs and noise become normal", figure_c3),
+    )
 )
