@@ -25,7 +25,7 @@ def plot_band(
     levels: Sequence[float] = (0.5, 0.95),
     deviations: Sequence[float] = (),
     epistemic: bool = False,
-    constant: float | None = None,
+    constant: Prediction | None = None,
     labels: tuple[str, str] = ("x", "y"),
     color: str = BLUE,
     ax: Axes | None = None,
@@ -43,8 +43,9 @@ def plot_band(
         deviations: Bands of the mean ± so many standard deviations, positive, in the place of `levels`.
         epistemic: Whether to mark, by dotted lines, what the widest band is without the noise: that of a Gaussian with
             the variance of the conditional mean over draws.
-        constant: A standard deviation that does not depend on x: dashed lines where the edges of the widest band would
-            be (of a Gaussian), such as the constant baseline of the MCBN paper (Figure 1).
+        constant: Another prediction on the same grid, of which dash-dotted lines show the edges of the widest band (its
+            mean ± as many of its standard deviations): what `ConstantUncertainty.predict` says, as in the MCBN paper's
+            Figure 1.
         labels: Names, and units, of input and target for the axes.
         color: Of mean and bands.
         ax: Where to draw. Default: a new figure.
@@ -53,14 +54,15 @@ def plot_band(
         The figure.
 
     Raises:
-        ValueError: Classes, several targets, a grid or truth of another length, a level outside (0, 1), a deviation or
-            constant that is not positive, or no band at all.
+        ValueError: Classes, several targets, a grid or truth of another length, a level outside (0, 1), a deviation
+            that is not positive, or no band at all.
     """
-    _check(prediction, levels, deviations, constant)
     grid = _column("x", x)
+    for each in (prediction,) if constant is None else (prediction, constant):
+        _check(each, levels, deviations)
+        if len(grid) != len(each):
+            raise ValueError(f"x has {len(grid)} inputs, the prediction has {len(each)}")
     mean = _numbers(prediction.mean)
-    if len(grid) != len(mean):
-        raise ValueError(f"x has {len(grid)} inputs, the prediction has {len(mean)}")
     order = np.argsort(grid, kind="stable")
     ax = axes_or_new(ax, (5.0, 3.6))
 
@@ -83,8 +85,9 @@ def plot_band(
         curve(mean - spread, ":", "without the noise", color, 1.2)
         curve(mean + spread, ":", None, color, 1.2)
     if constant is not None:
-        curve(mean - widest * constant, "-.", "constant uncertainty", "black", 0.9)
-        curve(mean + widest * constant, "-.", None, "black", 0.9)
+        center, spread = _numbers(constant.mean), widest * _numbers(constant.std)
+        curve(center - spread, "-.", "constant uncertainty", "black", 0.9)
+        curve(center + spread, "-.", None, "black", 0.9)
     curve(mean, "-", "predictive mean", color, 1.5)
     if truth is not None:
         values = _column("truth", truth)
@@ -100,9 +103,7 @@ def plot_band(
     return figure_of(ax)
 
 
-def _check(
-    prediction: Prediction, levels: Sequence[float], deviations: Sequence[float], constant: float | None
-) -> None:
+def _check(prediction: Prediction, levels: Sequence[float], deviations: Sequence[float]) -> None:
     if prediction.task == "classification":
         raise ValueError("plot_band draws numbers; of class probabilities draw plot_predictions")
     if len(prediction.shape) != 3:
@@ -112,10 +113,9 @@ def _check(
     for level in levels:
         if not 0 < level < 1:
             raise ValueError(f"levels must be in (0, 1), given {level}")
-    for name, values in (("deviations", deviations), ("constant", () if constant is None else (constant,))):
-        for value in values:
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, given {value}")
+    for value in deviations:
+        if not value > 0:
+            raise ValueError(f"deviations must be positive, given {value}")
 
 
 def _column(name: str, values: Any) -> np.ndarray:

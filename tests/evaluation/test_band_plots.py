@@ -22,6 +22,12 @@ def predicted(draws=2, noise=0.5):
     return Prediction({"loc": loc[None], "scale": torch.full_like(loc[None], noise)}, dist.Normal, "regression")
 
 
+def constant(scale):
+    """One draw, half a unit below the mean of `predicted`."""
+    loc = torch.as_tensor(GRID)[None, None] ** 2
+    return Prediction({"loc": loc, "scale": torch.full((1, 1, 1), scale)}, dist.Normal, "regression")
+
+
 def lines(ax):
     return {line.get_label(): line for line in ax.get_lines()}
 
@@ -56,21 +62,21 @@ def test_intervals_are_those_of_the_mixture_and_the_mean_is_sorted():
 
 
 def test_deviations_epistemic_part_and_constant():
-    (ax,) = plot_band(predicted(), GRID, deviations=(1, 3), epistemic=True, constant=2.0).axes
+    (ax,) = plot_band(predicted(), GRID, deviations=(1, 3), epistemic=True, constant=constant(2.0)).axes
     drawn, mean = edges(ax), (GRID**2)[ORDER] + 0.5
     std = np.sqrt(0.5**2 + 0.5**2)  # the noise, and two draws 1 apart
     for count in (1, 3):
         np.testing.assert_allclose(drawn[f"mean ± {count}σ"], np.stack([mean - count * std, mean + count * std], 1))
     dotted = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
     np.testing.assert_allclose([line.get_ydata() for line in dotted], [mean - 1.5, mean + 1.5])
-    constant = [line for line in ax.get_lines() if line.get_linestyle() == "-."]
-    np.testing.assert_allclose([line.get_ydata() for line in constant], [mean - 6, mean + 6])
+    lines = [line for line in ax.get_lines() if line.get_linestyle() == "-."]
+    np.testing.assert_allclose([line.get_ydata() for line in lines], [mean - 6.5, mean + 5.5])
 
 
 def test_the_constant_is_that_of_the_widest_level():
-    (ax,) = plot_band(predicted(), GRID, levels=(0.5, 0.95), constant=1.0).axes
+    (ax,) = plot_band(predicted(), GRID, levels=(0.5, 0.95), constant=constant(1.0)).axes
     upper = [line for line in ax.get_lines() if line.get_linestyle() == "-."][1]
-    np.testing.assert_allclose(upper.get_ydata(), (GRID**2)[ORDER] + 0.5 + norm.ppf(0.975))
+    np.testing.assert_allclose(upper.get_ydata(), (GRID**2)[ORDER] + norm.ppf(0.975))
 
 
 @pytest.mark.parametrize("pair", [True, False])
@@ -96,7 +102,10 @@ def test_data_and_truth(pair):
         ({"levels": (0.5, 95)}, r"levels must be in \(0, 1\), given 95"),
         ({"levels": ()}, "at least one"),
         ({"deviations": (0,)}, "deviations must be positive"),
-        ({"constant": -1.0}, "constant must be positive"),
+        (
+            {"constant": Prediction({"loc": torch.zeros(1, 1, 3), "scale": torch.ones(1)}, dist.Normal, "regression")},
+            "the prediction has 3",
+        ),
     ],
 )
 def test_mistakes(change, message):
