@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,9 +142,8 @@ def method_of(text: str) -> Method:
         every = {**METHODS, **options.GUIDES}
         raise bad("--methods", f"there is no {name!r}.{closest(name, every)} Known: {', '.join(every)}")
     guide = parse("--methods", text, options.GUIDES)
-    kind: Any = guide.func.func if isinstance(guide.func, partial) else guide.func
-    batch_norm = isinstance(kind, type) and issubclass(kind, guides.BatchNorm)
-    return Method(text, guide, network={"batch_norm": True} if batch_norm else {}, single=kind is guides.Map)
+    network = {"batch_norm": True} if guide.func is guides.BatchNorm else {}
+    return Method(text, guide, network=network, single=guide.func is guides.Map)
 
 
 def _split(text: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from bnnzoo.compare.method import Method
 from bnnzoo.compare.protocol import Protocol
-from bnnzoo.compare.stages import CV, FINAL, Fit, Stage, Values, scales
+from bnnzoo.compare.stages import CV, FINAL, Fit, Stage, Values, best_by, best_by_pll, scale_units
 from bnnzoo.data import Dataset
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class Choice:
         loss: The mean held-out loss of the folds: RMSE of a regression in the target's own units, mean negative log
             probability of classes; NaN where there was nothing to choose.
         noise: Noise scales, one a target; empty for classes.
+        noise_pll: Those that are best for the log likelihood, likewise.
         constant: Noise scales of the constant-uncertainty baseline, likewise.
     """
 
@@ -36,6 +37,7 @@ class Choice:
     values: Values
     loss: float = math.nan
     noise: tuple[float, ...] = ()
+    noise_pll: tuple[float, ...] = ()
     constant: tuple[float, ...] = ()
 
 
@@ -101,10 +103,12 @@ class Cell:
         if self.data.task == "classification":
             return Choice(call, values, finite[best])
         by = self.protocol.noise_by
-        noise, constant = (
-            scales([results[number][name][place] for _, number, place in folds], by) for name in ("errors", "plain")
+        errors, curves, plain = (
+            [results[number][name][place] for _, number, place in folds] for name in ("errors", "curves", "plain")
         )
-        return Choice(call, values, math.sqrt(finite[best]), noise, constant)
+        noise_pll = best_by_pll(curves, scale_units(self.data))
+        noise = best_by(errors, by) if by == "crps" else noise_pll
+        return Choice(call, values, math.sqrt(finite[best]), noise, noise_pll, best_by(plain, by))
 
     def final(self, choices: Sequence[Choice]) -> list[Stage]:
         """The stages that are scored on test rows: all splits with what was chosen for them.
@@ -122,7 +126,10 @@ class Cell:
                 FINAL,
                 number,
                 choices[splits[0]].call,
-                [Fit(s, choices[s].values, None, choices[s].noise, choices[s].constant) for s in splits],
+                [
+                    Fit(s, choices[s].values, None, choices[s].noise, choices[s].noise_pll, choices[s].constant)
+                    for s in splits
+                ],
             )
             for number, splits in enumerate(found)
         ]
@@ -142,8 +149,8 @@ class Cell:
             spent: Processor seconds of the cross-validation.
 
         Returns:
-            `scores`, {name: [split, seed]}; `chosen`, {name: [split]}; `noise`, `constant` [split, target], `cv_loss`
-            [split]; `seconds`.
+            `scores`, {name: [split, seed]}; `chosen`, {name: [split]}; `noise`, `noise_pll`, `constant` [split,
+            target], `cv_loss` [split]; `seconds`, and how many test fits `diverged`.
         """
         order = torch.tensor([fit.split for stage in stages for fit in stage.fits]).argsort()
         every = [{**each.call, **each.values} for each in choices]
@@ -153,6 +160,7 @@ class Cell:
             "chosen": chosen,
             "cv_loss": torch.tensor([each.loss for each in choices], dtype=torch.float64),
             "noise": torch.tensor([each.noise for each in choices], dtype=torch.float64),
+            "noise_pll": torch.tensor([each.noise_pll for each in choices], dtype=torch.float64),
             "constant": torch.tensor([each.constant for each in choices], dtype=torch.float64),
             "seconds": spent + math.fsum(result["seconds"] for result in results),
             "diverged": sum(result["diverged"] for result in results),

@@ -31,7 +31,7 @@ def plot_forest(results: xr.Dataset, scores: Sequence[str] | None = None) -> Fig
         ValueError: If a score is unknown, or no cell is finished.
     """
     names = list(scores or (name for name in FOREST[results.attrs["task"]] if name in results))
-    unknown = [name for name in names if name not in results or set(results[name].dims) < {"split", "seed"}]
+    unknown = [name for name in names if name not in results or not {"split", "seed"} <= set(results[name].dims)]
     if unknown or not names:
         raise ValueError(f"there is no score {unknown[0]!r} in the results" if unknown else "no cell is finished")
     sets, methods = results["data"].values, results["method"].values
@@ -48,9 +48,9 @@ def plot_forest(results: xr.Dataset, scores: Sequence[str] | None = None) -> Fig
         for number, method in enumerate(methods):
             rows = np.arange(len(sets)) * height + number
             ax.errorbar(
-                shown.sel({"method": method}),
+                shown.sel({"method": method}).values,
                 rows,
-                xerr=np.nan_to_num(bars.sel({"method": method})),
+                xerr=np.nan_to_num(bars.sel({"method": method}).values),
                 fmt=MARKERS[number % len(MARKERS)],
                 color=PALETTE[number % len(PALETTE)],
                 markersize=4.5,

@@ -22,7 +22,7 @@ from bnnzoo.files import write_text
 DIMS = ("data", "method", "split", "seed")
 
 SHOWN = {
-    "regression": ("crps_gaussian", "pll", "rmse", "coverage_95", "crps_normalized", "pll_normalized"),
+    "regression": ("crps_gaussian", "pll", "pll_tuned", "rmse", "coverage_95", "crps_normalized", "pll_normalized"),
     "classification": ("accuracy", "pll", "brier", "ece"),
 }
 """Scores that tables show, by task."""
@@ -49,14 +49,18 @@ def collected(folder: Folder, protocol: Protocol, data: Sequence[str] = (), meth
         methods: Names of methods, likewise.
 
     Returns:
-        Dims `data`, `method`, `split`, `seed`; NaN where a cell is not finished. Variables over all four: the scores of
-        `bnnzoo.evaluation.score`; of regressions also `crps_constant`, `pll_constant` and `rmse_constant`, those of the
-        constant-uncertainty baseline, `crps_optimum` and `pll_optimum`, those of the best variance of each target by
-        itself, and `crps_normalized`, `pll_normalized`: where the method's score is between the two, in percent
-        (`100 (score - constant) / (optimum - constant)`; of `crps_gaussian` and `pll`). Over data, method and split:
-        `noise` and `constant_noise` (scales in the target's own units, of several targets the mean), `cv_loss`, and
-        the chosen hyperparameters as `chosen_<name>`. Over data and method: `seconds` of the processor and `diverged`,
-        the number of test fits that diverged. Attributes: `task`, and the `protocol` as JSON.
+        Dims `data`, `method`, `split`, `seed`; NaN where a cell is not finished. Variables:
+
+        - over all four: the scores of `bnnzoo.evaluation.score`; of regressions also `pll_tuned`, the log likelihood
+          under the noise that is best for it on held-out rows, whatever the protocol's `noise_by`; `crps_constant` and
+          `pll_constant`, scores of the constant-uncertainty baseline; `crps_optimum` and `pll_optimum`, those of the
+          best variance for each target by itself; `crps_normalized` and `pll_normalized`, where `crps_gaussian` and
+          `pll` are between the two, in percent (`bnnzoo.evaluation.normalized`);
+        - over data, method and split: `noise`, `noise_pll` and `constant`, that of the baseline (scales in the target's
+          own units, of several targets the mean), `cv_loss`, and the chosen hyperparameters as `chosen_<name>`;
+        - over data and method: `seconds` of the processor, and how many test fits `diverged`.
+
+        Attributes: `task`, and the `protocol` as JSON.
     """
     cells = [each for path in folder.finished() if (each := folders.read_result(path)) is not None]
     tasks = {"regression" if "crps" in each["scores"] else "classification" for each in cells}
@@ -102,7 +106,7 @@ def _flat(cell: Mapping[str, Any]) -> dict[str, np.ndarray]:
             scores[name] = normalized(scores[score], low, high)
     own = {"cv_loss": cell["cv_loss"], **{f"chosen_{name}": values for name, values in cell["chosen"].items()}}
     if cell["noise"].numel():
-        own |= {"noise": cell["noise"].mean(1), "constant_noise": cell["constant"].mean(1)}
+        own |= {name: cell[name].mean(1) for name in ("noise", "noise_pll", "constant")}
     numbers = {name: np.asarray(float(cell[name])) for name in ("seconds", "diverged")}
     return {**scores, **{name: values.double().numpy() for name, values in own.items()}, **numbers}
 
@@ -110,6 +114,8 @@ def _flat(cell: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _attributes(name: str, task: str) -> dict[str, str]:
     if name in KINDS[task]:
         return dict(KINDS[task][name].attributes)
+    if name == "pll_tuned":
+        return {**KINDS[task]["pll"].attributes, "long_name": "the same with noise chosen by it"}
     if name in _NORMALIZED:
         return {"long_name": _NORMALIZED[name][0], "units": "%", "better": "higher"}
     return {}
@@ -222,7 +228,7 @@ def markdown(results: xr.Dataset) -> str:
     header, rows, best = table(results)
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for row, marks in zip(rows, best, strict=True):
-        lines.append("| " + " | ".join(f"**{t}**" if mark else t for t, mark in zip(row, marks, strict=True)) + " |")
+        lines.append("| " + " | ".join(map(_bold, row, marks)) + " |")
     notes = [NOTE, *([NOTE_NORMALIZED] if "crps_normalized" in results else [])]
     return "\n".join([*lines, "", *notes]) + "\n"
 
@@ -251,6 +257,15 @@ def write(results: xr.Dataset, out: str | Path) -> dict[Path, str]:
     plot_forest(results).savefig(paths["forest.png"], dpi=150)
     about = ("all scores: xarray.open_dataset(path)", "a row a run", "means and standard errors", "the forest plot")
     return dict(zip(paths.values(), about, strict=True))
+
+
+def _bold(text: str, best: bool) -> str:
+    """A cell as Markdown: the number bold if it is the best, stars that are no markup."""
+    number, space, mark = text.partition(" *")
+    if not space:
+        number, space, mark = text.partition(" ns")
+    marked = (space + mark).replace("*", r"\*")
+    return f"**{number}**{marked}" if best else number + marked
 
 
 def load_results(out: str | Path) -> xr.Dataset:

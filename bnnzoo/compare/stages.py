@@ -42,6 +42,7 @@ class Fit:
         values: The grid's values that are chains.
         fold: Which fold of the split's training rows is held out, from 0; None trains on all of them.
         noise: Noise scales of the predictions, in the target's own units, one a target; empty for classes.
+        noise_pll: Those that are best for the log likelihood, likewise.
         constant: Noise scales of the constant-uncertainty baseline, likewise.
     """
 
@@ -49,6 +50,7 @@ class Fit:
     values: Values
     fold: int | None = None
     noise: tuple[float, ...] = ()
+    noise_pll: tuple[float, ...] = ()
     constant: tuple[float, ...] = ()
 
 
@@ -101,7 +103,8 @@ def run(stage: Stage) -> dict[str, Any]:
     Returns:
         Tensors and numbers, ready for `bnnzoo.files.write`: `seconds` of the processor, `diverged` and all `fits`. Of a
         cross-validation `loss` [fit], the mean squared error or the mean negative log probability, and for regressions
-        lists of held-out errors, `errors` of the method and `plain` of its network without uncertainty; of final fits
+        lists of what the noise can be chosen by, of held-out `errors` and `curves` of the log likelihood, and `plain`,
+        the errors of the network without uncertainty; of final fits
         `scores`, {name: [fit, seed]}.
     """
     threads = torch.get_num_threads()
@@ -178,7 +181,7 @@ def _task(stage: Stage, fit: Fit, part: Dataset) -> Task:
 
 def _validated(stage: Stage, posteriors: Sequence[Posterior], held_out: Sequence[Dataset]) -> dict[str, Any]:
     """Of each fit the loss on its held-out rows, and for a regression what the noise can be chosen by."""
-    losses, errors, plain = [], [], []
+    losses, errors, curves, plain = [], [], [], []
     for posterior, test in zip(posteriors, held_out, strict=True):
         prediction = _predict(stage, posterior, test, stage.protocol.cv_draws)
         if test.task == "classification":
@@ -186,9 +189,10 @@ def _validated(stage: Stage, posteriors: Sequence[Posterior], held_out: Sequence
             continue
         drawn = _errors(prediction.parameters["loc"][0], test)
         losses.append(drawn.mean(0).square().mean().item())
-        errors.append(_for_noise(drawn, stage.protocol.noise_by))
+        errors.append(_moments(drawn))
+        curves.append(_curve(drawn, scale_units(stage.data)))
         plain.append(_errors(_points(stage, posterior, test, stage.protocol.cv_draws), test))
-    return {"loss": torch.tensor(losses, dtype=torch.float64), "errors": errors, "plain": plain}
+    return {"loss": torch.tensor(losses, dtype=torch.float64), "errors": errors, "curves": curves, "plain": plain}
 
 
 def _predict(stage: Stage, posterior: Posterior, part: Dataset, draws: int) -> Prediction:
@@ -207,26 +211,64 @@ def _errors(loc: Tensor, part: Dataset) -> Tensor:
     return (part.y.double() - loc.double()).reshape(*loc.shape[:2], -1)
 
 
-def _for_noise(errors: Tensor, by: str) -> Tensor:
-    """What is kept of errors [draw, N, target].
-
-    The CRPS of Gaussians sees mean and spread of the draws only, which two draws can have as well.
-    """
-    if by != "crps":
-        return errors
+def _moments(errors: Tensor) -> Tensor:
+    """Two draws with the mean and the spread of errors [draw, N, target]: all that the CRPS of Gaussians sees."""
     mean, spread = errors.mean(0), errors.std(0, correction=0)
     return torch.stack([mean - spread, mean + spread])
 
 
-def scales(errors: Sequence[Tensor], by: str) -> tuple[float, ...]:
+_SCALES = torch.logspace(-3.0, 0.5, 120, dtype=torch.float64)  # in units of the targets' standard deviation
+
+
+def _curve(errors: Tensor, units: Tensor) -> Tensor:
+    """Sum over rows of the log density of each target's mixture over draws, at each of `_SCALES`: [scale, target].
+
+    Args:
+        errors: [draw, N, target].
+        units: Standard deviations of the targets, [target].
+    """
+    sums = []
+    for scale in _SCALES:
+        z = errors / (scale * units)
+        density = (-0.5 * z.square()).logsumexp(0) - math.log(len(z) * math.sqrt(2.0 * math.pi))
+        sums.append(density.sum(0) - len(density[:, 0]) * (scale * units).log())
+    return torch.stack(sums)
+
+
+def scale_units(data: Dataset) -> Tensor:
+    """Standard deviations of a regression's targets, [target], in which the scales of `_curve` are."""
+    return data.y.double().reshape(len(data), -1).std(0).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def best_by_pll(curves: Sequence[Tensor], units: Tensor) -> tuple[float, ...]:
+    """The noise scale of each target with the highest log likelihood of all rows together.
+
+    By a parabola through the best of the scales tried and its neighbors, which is within 0.2% of the best of all.
+
+    Args:
+        curves: Of several folds, see `_curve`.
+        units: See `_curve`.
+    """
+    total, logs = torch.stack(list(curves)).sum(0), _SCALES.log()
+    found = []
+    for own, unit in zip(total.unbind(1), units, strict=True):
+        best = int(own.argmax().clamp(1, len(own) - 2))
+        low, middle, high = own[best - 1 : best + 2].tolist()
+        bend = low - 2.0 * middle + high
+        shift = 0.5 * (low - high) / bend if bend < 0.0 else 0.0
+        step = float(logs[1] - logs[0])
+        found.append(math.exp(float(logs[best]) + step * min(max(shift, -1.0), 1.0)) * float(unit))
+    return tuple(found)
+
+
+def best_by(errors: Sequence[Tensor], by: str) -> tuple[float, ...]:
     """The best noise scale of each target for pooled errors.
 
     Args:
         errors: Of several folds, [draw, N, target] each.
         by: `"crps"` or `"pll"`.
     """
-    pooled = torch.cat(list(errors), dim=1)[None]
-    return tuple(best_scale(pooled, by, each_target=True)[0].tolist())
+    return tuple(best_scale(torch.cat(list(errors), dim=1)[None], by, each_target=True)[0].tolist())
 
 
 def _grouped(prediction: Prediction, members: int) -> Prediction:
@@ -258,6 +300,9 @@ def _scored(stage: Stage, posteriors: Sequence[Posterior], tests: Sequence[Datas
         prediction = _predict(stage, posterior, test, stage.protocol.draws)
         bounds: dict[str, np.ndarray] = {}
         if test.task == "regression":
+            tuned = _normal(prediction.parameters["loc"], fit.noise_pll)
+            chains = range(tuned.shape[0])
+            bounds["pll_tuned"] = np.array([tuned.chain(c).log_prob(test.y).double().mean().item() for c in chains])
             prediction = _normal(prediction.parameters["loc"], fit.noise)
             constant = _normal(_points(stage, posterior, test, stage.protocol.draws).unsqueeze(1), fit.constant)
             least, most = evaluation.score(constant, test.y), optimum(prediction, test.y).mean("obs")

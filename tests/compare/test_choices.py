@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from bnnzoo.compare.cell import Cell, cut
 from bnnzoo.compare.protocol import Protocol, common_rows
-from bnnzoo.compare.stages import _fitted, _protocol, run, scales
+from bnnzoo.compare.stages import _curve, _fitted, _protocol, best_by, best_by_pll, run
 from tests.compare.small import SETTINGS, classes, dropout, line, point
 
 
@@ -35,7 +35,7 @@ def validated():
 
 
 def test_every_split_fold_and_value_is_fitted_once(validated):
-    mine, stages, _ = validated
+    _, stages, _ = validated
     fits = [(s.call["batch_size"], f.split, f.fold, *f.values.values()) for s in stages for f in s.fits]
     assert len(set(fits)) == len(fits) == 2 * 2 * 2 * 4
     assert max(stage.num_fits for stage in stages) <= 7
@@ -71,16 +71,33 @@ def least_crps(errors):
 
 
 def test_noise_by_pll_is_that_of_the_mixture():
-    stage = cell(dropout(), noise_by="pll").validation()[0]
-    result = run(stage)
-    errors = refitted(stage)[0].numpy()
+    mine = cell(dropout(grid={"rate": (0.2,), "weight_decay": (1e-3,)}), noise_by="pll")
+    stages = mine.validation()
+    choices = mine.choices([run(stage) for stage in stages])
+    for split, choice in enumerate(choices):
+        found = [
+            error
+            for stage in stages
+            for fit, error in zip(stage.fits, refitted(stage), strict=True)
+            if fit.split == split
+        ]
+        errors = torch.cat(found, 1).numpy()
 
-    def loss(log_scale):
-        density = stats.norm.logpdf(errors, scale=math.exp(log_scale))
-        return -np.mean(np.logaddexp.reduce(density, 0))
+        def loss(log_scale, errors=errors):
+            return -np.mean(np.logaddexp.reduce(stats.norm.logpdf(errors, scale=math.exp(log_scale)), 0))
 
-    best = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8}).x
-    assert scales(result["errors"][:1], "pll")[0] == pytest.approx(math.exp(best), rel=1e-3)
+        best = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8}).x
+        assert choice.noise == choice.noise_pll
+        assert choice.noise[0] == pytest.approx(math.exp(best), rel=2e-3)
+
+
+def test_noise_by_pll_of_one_draw_is_the_root_mean_square():
+    errors = [torch.randn(1, 40, 2, dtype=torch.float64) * torch.tensor([1.0, 9.0]) for _ in range(3)]
+    units = torch.tensor([1.5, 5.0], dtype=torch.float64)
+    expected = torch.cat(errors, 1).square().mean((0, 1)).sqrt()
+    found = best_by_pll([_curve(each, units) for each in errors], units)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    np.testing.assert_allclose(best_by(errors, "pll"), expected, rtol=1e-4)
 
 
 def test_the_baseline_is_the_network_without_dropout():
@@ -239,10 +256,11 @@ def test_scores_are_those_of_the_posterior_with_the_noise_chosen():
     posteriors, tests = _fitted(final)
     for split, (posterior, test) in enumerate(zip(posteriors, tests, strict=True)):
         loc = posterior.predict(test.x, 8, 0).parameters["loc"].double().numpy()
-        y, s = test.y.double().numpy(), choices[split].noise[0]
-        density = stats.norm.logpdf(y, loc, s)
-        pll = (np.logaddexp.reduce(density, 1) - math.log(8)).mean(1)
-        np.testing.assert_allclose(scores["pll"][split], pll, rtol=1e-4)
+        y = test.y.double().numpy()
+        for name, noise in (("pll", choices[split].noise), ("pll_tuned", choices[split].noise_pll)):
+            density = stats.norm.logpdf(y, loc, noise[0])
+            pll = (np.logaddexp.reduce(density, 1) - math.log(8)).mean(1)
+            np.testing.assert_allclose(scores[name][split], pll, rtol=1e-4)
         np.testing.assert_allclose(scores["rmse"][split], np.sqrt(((loc.mean(1) - y) ** 2).mean(1)), rtol=1e-5)
         error = np.abs(loc.mean(1) - y)
         np.testing.assert_allclose(scores["crps_optimum"][split], 0.59494 * error.mean(1), rtol=1e-4)

@@ -123,7 +123,8 @@ def test_a_killed_comparison_goes_on(whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library.folder, "write_stage", written)
         resumed = small(out=tmp_path, max_chains=3)
-    assert stamps.keys() and not stamps.keys() & kept.keys()  # what was finished was used as it was
+    assert stamps
+    assert not stamps.keys() & kept.keys()  # what was finished was used as it was
     xr.testing.assert_identical(numbers(resumed), numbers(results))
     header, rows, _ = library.table(resumed)
     assert [row[:-1] for row in rows] == [row[:-1] for row in library.table(results)[1]]
@@ -131,7 +132,7 @@ def test_a_killed_comparison_goes_on(whole, tmp_path):
 
 
 def test_a_comparison_killed_before_its_last_stage_goes_on(whole, tmp_path):
-    results, out = whole
+    results, _ = whole
 
     def dies(*_):
         raise KeyboardInterrupt
