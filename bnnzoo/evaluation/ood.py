@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import gmean
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc
 from torch import Tensor
 
 from bnnzoo.data import Dataset
@@ -194,8 +194,8 @@ def _only(dataset: Dataset, labels: list[int], what: str) -> Dataset:
 
 def _check_alike(inside: Prediction, outside: Prediction) -> None:
     def kind(prediction: Prediction) -> tuple[object, ...]:
-        last = prediction.draws.shape[-1] if prediction.task == "classification" else None
-        return prediction.task, prediction.shape[0], last, prediction.shape[3:]
+        classes = prediction.probs.shape[-1] if prediction.task == "classification" else None
+        return prediction.task, prediction.shape[0], classes, prediction.shape[3:]
 
     if kind(inside) != kind(outside):
         raise ValueError(f"inside and outside must be predictions by one posterior, given {inside!r} and {outside!r}")
@@ -206,34 +206,43 @@ def _check_alike(inside: Prediction, outside: Prediction) -> None:
 def _scored(low: np.ndarray, high: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Scores of uncertainties of inside and outside inputs, and their standard errors, [2, score]."""
     values = np.concatenate([low, high])
-    order = np.argsort(values)
-    values, outside = values[order], order >= len(low)
+    order = np.argsort(-values)
+    outside = order >= len(low)
+    last = np.flatnonzero(np.diff(values[order], append=np.nan))  # of each distinct value: what ties goes together
     again = np.empty((resamples, len(SCORES)))
-    weights = np.empty(len(values))
+    weights = np.ones(len(values))
+    found = _summed_up(outside, weights, last)
     for row in again:
         for kind in (outside, ~outside):
             count = np.count_nonzero(kind)
             weights[kind] = np.bincount(rng.integers(count, size=count), minlength=count)
-        row[:] = _summed_up(values, outside, weights)
-    return np.stack([_summed_up(values, outside, None), again.std(0, ddof=1)])
+        row[:] = _summed_up(outside, weights, last)
+    return np.stack([found, again.std(0, ddof=1)])
 
 
-def _summed_up(values: np.ndarray, outside: np.ndarray, weights: np.ndarray | None) -> tuple[float, ...]:
-    """The scores, from the shares of inside and of outside inputs above each distinct value."""
-    inside_above, outside_above, _ = roc_curve(outside, values, sample_weight=weights, drop_intermediate=False)
-    weights = np.ones(len(values)) if weights is None else weights
-    many_in, many_out = weights[~outside].sum(), weights[outside].sum()
-    precision = _average_precision(outside_above, inside_above, many_out, many_in)
-    reverse = _average_precision(1 - inside_above[::-1], 1 - outside_above[::-1], many_in, many_out)
-    # The lowest threshold that lets 95% of the inside inputs pass; the shares above it only grow.
-    place = np.flatnonzero(inside_above * many_in <= (1 - _TPR) * many_in + 1e-9)[-1]
-    return auc(inside_above, outside_above), precision, reverse, 1 - outside_above[place]
+def _summed_up(outside: np.ndarray, weights: np.ndarray, last: np.ndarray) -> list[float]:
+    """The scores of weighted inputs, sorted from the most to the least uncertain.
+
+    From the numbers of inside and of outside inputs above each threshold. scikit-learn's curves have the same, and take
+    ten times as long for checks and sorting, which resamples do not need again.
+    """
+    in_above = np.append(0.0, np.cumsum(weights * ~outside)[last])
+    out_above = np.append(0.0, np.cumsum(weights * outside)[last])
+    many_in, many_out = in_above[-1], out_above[-1]
+    # The lowest threshold at which 95% of the inside inputs pass: they are not above it.
+    place = np.flatnonzero(many_in - in_above >= _TPR * many_in - 1e-9)[-1]
+    return [
+        auc(in_above / many_in, out_above / many_out),
+        _average_precision(out_above, in_above),
+        _average_precision(many_in - in_above[::-1], many_out - out_above[::-1]),
+        1.0 - out_above[place] / many_out,
+    ]
 
 
-def _average_precision(found: np.ndarray, wrong: np.ndarray, positives: float, negatives: float) -> float:
+def _average_precision(found: np.ndarray, wrong: np.ndarray) -> float:
     """Precision at every threshold, weighted by the share of positives that it adds (no interpolation)."""
-    precision = positives * found[1:] / (positives * found[1:] + negatives * wrong[1:])
-    return float(np.sum(np.diff(found) * precision))
+    added, called = np.diff(found), (found + wrong)[1:]
+    return float(np.sum(added * found[1:] / np.maximum(called, 1.0)) / found[-1])
 
 
 def _part(part: Tensor, whole: Tensor) -> Tensor:

@@ -63,12 +63,12 @@ def plot_entropy_cdf(
             raise ValueError(f"method {name!r} has panels {list(value)}, and the first method {panels}")
     if ax is not None and len(panels) > 1:
         raise ValueError(f"ax is one panel, and {len(panels)} are to be drawn: {', '.join(panels)}")
-    sizes = {
-        value.probs.shape[-1] for each in nested.values() for value in each.values() if isinstance(value, Prediction)
-    } | ({num_classes} if num_classes is not None else set())
+    entropies = {name: {p: _entropies(name, value[p]) for p in panels} for name, value in nested.items()}
+    every = [value for each in nested.values() for value in each.values()]
+    sizes = {value.probs.shape[-1] for value in every if isinstance(value, Prediction)}
+    sizes |= set() if num_classes is None else {num_classes}
     if len(sizes) > 1:
         raise ValueError(f"numbers of classes differ: {sorted(sizes)}")
-    entropies = {name: {p: _entropies(name, value[p]) for p in panels} for name, value in nested.items()}
     most = math.log(sizes.pop()) if sizes else None
     if len(panels) == 1:
         axes = axes_or_new(ax, (6.2, 4.2))
@@ -77,12 +77,12 @@ def plot_entropy_cdf(
         _legend(axes)
         return figure_of(axes)
     figure = Figure(figsize=(4.0 * len(panels) + 2.0, 4.2), layout="constrained")
-    every = figure.subplots(1, len(panels), sharey=True)
-    for axes, panel in zip(every, panels, strict=True):
+    row = figure.subplots(1, len(panels), sharey=True)
+    for axes, panel in zip(row, panels, strict=True):
         _draw_curves(styled(axes), {name: each[panel] for name, each in entropies.items()}, most)
         axes.set_title(panel, fontsize=10)
         axes.label_outer()
-    _legend(every[-1])
+    _legend(row[-1])
     return figure
 
 
