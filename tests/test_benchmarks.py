@@ -5,22 +5,21 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bnnzoo import BayesianNetwork, Prediction, data, guides, likelihoods, objectives
+from bnnzoo import BayesianNetwork, guides, likelihoods, objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-DRAWING = ("batch_statistics", "product_model", "alpha", "uci_moments")
+DRAWING = ("batch_statistics", "product_model", "alpha", "uci_moments", "quality")
 TABULATING = (
     "step_time",
     "predict_time",
     "conjugate",
-    "uci",
+    "compare_speed",
     "particles",
     "matrix",
     "moments_time",
@@ -53,9 +52,11 @@ def test_smoke(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("quality", ["--replications", "0"], "--replications must be at least 1, got 0"),
+        ("quality", ["--only", "nuts", "--figure", "x.png"], "--only nuts leaves it out"),
         ("step_time", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         ("step_time", ["--only", "resnet"], "invalid choice: 'resnet'"),
-        ("uci", ["--splits", "0"], "--splits must be at least 1, got 0"),
+        ("compare_speed", ["--splits", "0"], "--splits must be at least 1, got 0"),
         ("particles", ["--rounds", "0"], "--rounds must be at least 1, got 0"),
         ("uci_moments", ["--steps", "0"], "--steps must be at least 1, got 0"),
         ("moments_time", ["--draws", "0"], "--draws must be at least 1, got 0"),
@@ -75,7 +76,7 @@ def modules(monkeypatch):
     import floors
 
     yield common, floors
-    for name in ("common", "floors", "uci"):
+    for name in ("common", "floors"):
         sys.modules.pop(name, None)
 
 
@@ -208,42 +209,3 @@ def test_contenders_take_turns_inside_their_contexts(modules):
     assert len(first.times) == len(second.times) == 3
     first.times, second.times = [2.0, 3.0, 8.0], [1.0, 1.0, 2.0]
     assert common.ratio(first, second) == 3.0
-
-
-def test_scores_take_the_noise_that_was_chosen(modules):
-    import uci
-
-    given = {"loc": torch.tensor([[[1.0, 3.0]], [[2.0, 3.0]]]), "scale": torch.full((2, 1, 1), 9.0)}
-    prediction = Prediction(given, torch.distributions.Normal, "regression")
-    scores = uci._scored(prediction, torch.tensor([1.0, 5.0]), 0.5)
-    squares = (0.0 + 16.0 + 4.0 + 16.0) / 4  # of two chains and two rows, in units of the noise
-    assert scores["pll"] == pytest.approx(-0.5 * squares - math.log(0.5) - 0.5 * math.log(2 * math.pi), rel=1e-6)
-    assert scores["rmse"] == pytest.approx((math.sqrt(2.0) + math.sqrt(2.5)) / 2, rel=1e-6)  # chains are not pooled
-
-
-def test_kept_results_are_not_computed_again(modules, tmp_path):
-    import uci
-
-    job = uci.Job("no such data", "map", 3, 20, 1, tmp_path)
-    (tmp_path / "no such data-map-3.json").write_text(json.dumps({"steps": 20, "rmse": 1.5}))
-    assert uci.run(job) == {"steps": 20, "rmse": 1.5}
-    with pytest.raises(SystemExit, match="of 20 steps, not of 30"):
-        uci.run(replace(job, steps=30))
-
-
-def test_what_is_chosen_does_not_see_the_test_split(modules, tmp_path, monkeypatch):
-    import uci
-
-    monkeypatch.setitem(uci.SETTING, "draws", 5)
-    job, seen = uci.Job("diabetes", "dropout", 0, 10, 1, tmp_path), []
-    fit = uci.fit
-    monkeypatch.setattr(uci, "fit", lambda bnn, guide, part, **rest: seen.append(part) or fit(bnn, guide, part, **rest))
-    split = data.load("diabetes").split(0.2, seed=0)
-    value, noise = uci.choose(job, split.train)
-    assert value in uci.METHODS["dropout"].grid
-    assert set(noise) == {"crps", "pll"}
-    rows = {tuple(row) for row in split.train.x.tolist()}
-    assert len(seen) == len(uci.METHODS["dropout"].grid)
-    for part in seen:
-        assert len(part) == round(0.8 * len(split.train))
-        assert {tuple(row) for row in part.x.tolist()} < rows
