@@ -12,7 +12,10 @@ from bnnzoo.compare import METHODS, load_results, markdown
 from bnnzoo.guides import BatchNorm, Dropout
 from tests.compare.small import line
 
-SMALL = "--splits 2 --seeds 2 --folds 2 --steps 4 --hidden 4 --batch-size 16 --draws 6 --cv-draws 4".split()
+SMALL = [
+    *("--splits", 2, "--seeds", 2, "--folds", 2, "--steps", 4, "--hidden", 4),
+    *("--batch-size", 16, "--draws", 6, "--cv-draws", 4),
+]
 
 
 def run(*arguments):
