@@ -379,7 +379,7 @@ def _draw_histogram(ax: Axes, result: xr.Dataset, tests: xr.Dataset, name: str, 
         0.02,
         0.98,
         f"p-values: uniform {_short(test['ks_pvalue'])}, symmetric {_short(test['asymmetry_pvalue'])}\n"
-        f"dispersion {float(test['dispersion']):.2f}; gray: 99% if uniform",
+        f"dispersion {float(test['dispersion']):.2f} (1 if uniform)",
         transform=ax.transAxes,
         va="top",
         fontsize=8,
