@@ -14,7 +14,7 @@ from bnnzoo import BayesianNetwork, guides, likelihoods, objectives
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-DRAWING = ("batch_statistics", "product_model", "alpha", "uci_moments", "quality")
+DRAWING = ("product_model", "alpha", "uci_moments", "quality")
 TABULATING = (
     "step_time",
     "predict_time",

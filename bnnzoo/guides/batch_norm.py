@@ -62,7 +62,7 @@ class BatchNorm(Map):
             the whole training set, see `bnnzoo.guides.batch_statistics.gaussian_form`; standard deviations are drawn
             folded at 0, which no draw comes near unless a unit's distribution has heavy tails. It is the paper's form,
             close for the first layer. What follows varies less in batches, whose layers have normalized them: in a
-            second layer the form's means had several times the spread (`benchmarks/batch_statistics.py`).
+            second layer the form's means had several times the spread (`bnnzoo reproduce mcbn/figure-3`).
         num_statistics: Number S ≥ 1 of batches of `"batches"`. Draws pick one at random, and so repeat some.
 
     Attributes:

@@ -20,6 +20,7 @@ _MODULES: tuple[str, ...] = (
     "mcbn_batch",
     "mcbn_cifar",
     "mcbn_segmentation",
+    "mcbn_statistics",
     "mcbn_toy",
     "mcbn_uci",
     "mnf_errors",

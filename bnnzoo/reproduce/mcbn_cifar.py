@@ -56,7 +56,7 @@ def _data(context: Context) -> data.Split:
     if context.scale == "smoke":
         return data.load("digits")[:300].split(100, seed=context.seed)
     split = data.load("cifar10").split()
-    rows, tests = context.pick(0, 10_000, len(split.train)), context.pick(0, 2000, len(split.test))
+    rows, tests = context.pick(0, 10_000, len(split.train)), context.pick(0, 500, len(split.test))
     train = split.train if rows == len(split.train) else split.train.split(rows, seed=context.seed).test
     return data.Split(train, split.test[:tests])
 

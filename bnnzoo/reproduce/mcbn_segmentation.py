@@ -70,7 +70,7 @@ def segmentation(context: Context) -> Result:
     """Trains one network, and runs it with batches of both sizes."""
     train = data.toys.shapes(context.pick(60, 1200, 10_000), seed=2 * context.seed)
     test = data.toys.shapes(context.pick(12, 300, 1000), seed=2 * context.seed + 1)
-    epochs, depth = context.pick(2, 60, 200), 3
+    epochs, depth = context.pick(2, 20, 100), 3
     torch.manual_seed(context.seed)
     network = models.EncoderDecoder(3, len(data.info("shapes").class_names or ()), context.pick(4, 16, 32), depth)
     bnn = BayesianNetwork(network, likelihoods.Categorical(), priors.Normal(0.0, 1.0))
@@ -82,7 +82,7 @@ def segmentation(context: Context) -> Result:
         say=context.say,
         epochs=epochs,
         batch_size=BATCHES[-1],
-        lr=1e-2,
+        lr=5e-3,
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
         seed=context.seed,
     )

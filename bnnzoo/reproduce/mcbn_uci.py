@@ -100,7 +100,18 @@ def results(context: Context) -> xr.Dataset:
         context: Of the entry.
     """
     parts = [each.results(context) for each in comparisons(context)]
-    return xr.concat(parts, "data", join="outer") if len(parts) > 1 else parts[0]
+    return joined(parts, "data")
+
+
+def joined(parts: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
+    """Results of several comparisons as one, along `"data"` or `"method"`.
+
+    Args:
+        parts: The results.
+        dim: Along what they differ.
+    """
+    options: dict[str, Any] = {"data_vars": "all", "coords": "minimal", "compat": "override", "join": "outer"}
+    return xr.concat(parts, dim, combine_attrs="drop_conflicts", **options)
 
 
 Cell = tuple[float, float]
