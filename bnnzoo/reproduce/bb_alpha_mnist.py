@@ -307,7 +307,7 @@ _MLP_FINDING = "0.5 has the best accuracy, the log likelihood of 0.5 and 1 is th
 ENTRIES = (
     Entry(
         "bb-alpha/figure-4",
-        "an MLP on MNIST by α",
+        "An MLP on MNIST by α",
         f"{_SOURCE} 4",
         partial(run, kind="mlp", finding=_MLP_FINDING, file="mnist-alpha"),
         data=("mnist",),
@@ -315,7 +315,7 @@ ENTRIES = (
     ),
     Entry(
         "bb-alpha/figure-4-pixels",
-        "the same, pixels dropped too",
+        "An MLP on MNIST by α, pixels dropped too",
         f"{_SOURCE} 4, as its published code",
         partial(run, kind="mlp-pixels", finding=_MLP_FINDING, file="mnist-alpha-pixels"),
         data=("mnist",),
@@ -323,7 +323,7 @@ ENTRIES = (
     ),
     Entry(
         "bb-alpha/figure-5",
-        "a convolutional network on MNIST by α",
+        "A convolutional network on MNIST by α",
         f"{_SOURCE} 5",
         partial(run, kind="cnn", finding="0 is ahead of 1, and like 0.5, in both", file="mnist-alpha-cnn"),
         data=("mnist",),

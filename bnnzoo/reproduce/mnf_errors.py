@@ -143,7 +143,7 @@ def _cut(context: Context, task: str) -> list[str]:
 ENTRIES = (
     Entry(
         "mnf/table-2-mnist",
-        "test error of LeNet on MNIST by method",
+        "Test error of LeNet on MNIST by method",
         f"{SOURCE}, Table 2, first row",
         partial(errors, task="mnist"),
         data=("mnist",),
@@ -151,7 +151,7 @@ ENTRIES = (
     ),
     Entry(
         "mnf/table-2-cifar5",
-        "test error of LeNet on five classes of CIFAR-10 by method",
+        "Test error of LeNet on five classes of CIFAR-10 by method",
         f"{SOURCE}, Table 2, second row",
         partial(errors, task="cifar5"),
         data=("cifar10",),
@@ -159,7 +159,7 @@ ENTRIES = (
     ),
     Entry(
         "mnf/sparsity",
-        "weights that a log-uniform prior prunes",
+        "Weights that a log-uniform prior prunes",
         f"{SOURCE}, section 4.1",
         pruned,
         data=("mnist", "cifar10"),
@@ -167,7 +167,7 @@ ENTRIES = (
     ),
     Entry(
         "mnf/figure-1",
-        "class probabilities of a 3 as it turns",
+        "Class probabilities of a 3 as it turns",
         f"{SOURCE}, Figure 1",
         rotated_three,
         data=("mnist",),

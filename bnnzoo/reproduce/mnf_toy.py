@@ -198,6 +198,6 @@ def _table(values: Mapping[str, Mapping[str, Any]]) -> Table:
 
 ENTRIES = (
     Entry(
-        "mnf/figure-6", "bands on the toy y = x³ by method", "Louizos & Welling 2017 (MNF), Figure 6", run, minutes=10
+        "mnf/figure-6", "Bands on the toy y = x³ by method", "Louizos & Welling 2017 (MNF), Figure 6", run, minutes=10
     ),
 )
