@@ -6,6 +6,7 @@ constant_uncertainty, optimum            bounds that an uncertainty lies between
 normalized_scores, t_test                scores as shares of the way between them; whether a mean differs from a bound
 baselines                                a constant and a linear model, scored alike
 plot_fit, plot_history, plot_predictions, plot_calibration
+plot_uncertainty_error, plot_pit         errors sorted by predicted uncertainty; histogram of where targets fall
 plot_band                                mean and bands of a toy regression along its input
 plot_segmentation                        images, their classes, and maps of the uncertainty of each pixel
 moment_accuracy, plot_moment_accuracy    propagated means and variances against draws, layer by layer
@@ -16,6 +17,7 @@ ood_scores, held_out_classes            how well an uncertainty tells what was n
 attack_curve, plot_attack                scores as an adversarial attack grows (FastGradientSign, IteratedGradientSign)
 input_gradient, plot_adversarial_examples
 plot_entropy_cdf, plot_ood               entropies by method; inside beside outside
+html_report                              all of it about one posterior, on one page
 to_arviz, pareto_k, save_netcdf          ArviZ 0.23 and 1.x
 """
 
@@ -56,10 +58,12 @@ if TYPE_CHECKING:
     )
     from bnnzoo.evaluation.ood import held_out_classes, ood_scores, uncertainties
     from bnnzoo.evaluation.ood_plots import plot_entropy_cdf, plot_ood
+    from bnnzoo.evaluation.page import html_report
     from bnnzoo.evaluation.plots import plot_calibration, plot_fit, plot_history, plot_predictions
     from bnnzoo.evaluation.rotation import plot_rotated, rotated
     from bnnzoo.evaluation.segmentation_plots import plot_segmentation
     from bnnzoo.evaluation.simulated_calibration import plot_sbc, sbc, sbc_test, vsbc
+    from bnnzoo.evaluation.uncertainty_plots import plot_pit, plot_uncertainty_error
 
 __all__ = [
     "Attack",
@@ -75,6 +79,7 @@ __all__ = [
     "convergence",
     "distance",
     "held_out_classes",
+    "html_report",
     "input_gradient",
     "khat_threshold",
     "moment_accuracy",
@@ -93,10 +98,12 @@ __all__ = [
     "plot_history",
     "plot_moment_accuracy",
     "plot_ood",
+    "plot_pit",
     "plot_predictions",
     "plot_rotated",
     "plot_sbc",
     "plot_segmentation",
+    "plot_uncertainty_error",
     "point_prediction",
     "pointwise",
     "psis",
@@ -139,9 +146,11 @@ _HOMES = {
     "metrics": ("pit", "pointwise", "score"),
     "moment_errors": ("MomentReference", "moment_accuracy", "moment_reference", "plot_moment_accuracy"),
     "scores": (),
+    "page": ("html_report",),
     "plots": ("plot_calibration", "plot_fit", "plot_history", "plot_predictions"),
     "segmentation_plots": ("plot_segmentation",),
     "rotation": ("plot_rotated", "rotated"),
+    "uncertainty_plots": ("plot_pit", "plot_uncertainty_error"),
     "simulated_calibration": ("plot_sbc", "sbc", "sbc_test", "vsbc"),
     "ood": ("held_out_classes", "ood_scores", "uncertainties"),
     "ood_plots": ("plot_entropy_cdf", "plot_ood"),
