@@ -22,7 +22,8 @@ def plot_forest(results: xr.Dataset, scores: Sequence[str] | None = None) -> Fig
 
     Args:
         results: What `compare` returned.
-        scores: Names of variables; default CRPS, PLL and RMSE, or accuracy, PLL, Brier score and ECE.
+        scores: Names of variables; default CRPS, log likelihood (at its own noise) and RMSE, or accuracy,
+            log likelihood, Brier score and ECE.
 
     Returns:
         The figure.

@@ -11,7 +11,7 @@ from tests.compare.small import classes, line, point, small
 
 BETTER = {
     "crps_gaussian": "lower",
-    "pll": "higher",
+    "pll_tuned": "higher",
     "rmse": "lower",
     "coverage_95": "none",
     "crps_normalized": "higher",
@@ -26,7 +26,7 @@ def made(**values):
     variables = {}
     for name, better in BETTER.items():
         numbers = values.get(name, rng.normal(size=shape) + 3)
-        about = {"long_name": name.upper(), "units": "nats" if name == "pll" else "1", "better": better}
+        about = {"long_name": name.upper(), "units": "nats" if name == "pll_tuned" else "1", "better": better}
         variables[name] = (DIMS, numbers, about)
     variables["seconds"] = (DIMS[:2], np.full((2, 2), 9.6))
     coordinates = {"data": ["a", "b"], "method": ["one", "two"], "label": ("method", ["First", "Second"])}
@@ -34,7 +34,7 @@ def made(**values):
 
 
 def test_standard_errors_are_of_split_means():
-    scores = made()["pll"]
+    scores = made()["pll_tuned"]
     mean, error = over_splits(scores)
     values = scores.to_numpy().mean(-1)
     np.testing.assert_allclose(mean, values.mean(-1))
@@ -45,7 +45,7 @@ def test_standard_errors_are_of_split_means():
 
 
 def test_one_split_has_no_standard_error():
-    mean, error = over_splits(made()["pll"].isel(split=[0]))
+    mean, error = over_splits(made()["pll_tuned"].isel(split=[0]))
     assert np.isfinite(mean).all()
     assert np.isnan(error).all()
 
@@ -76,13 +76,13 @@ def test_stars(p, mark):
 def test_the_best_of_each_data_set_is_marked():
     shape = (2, 2, 3, 4)
     values = np.zeros(shape) + np.array([[1.0, 2.0], [4.0, 3.0]])[..., None, None]
-    results = made(crps_gaussian=values, pll=values, coverage_95=values)
+    results = made(crps_gaussian=values, pll_tuned=values, coverage_95=values)
     header, rows, best = table(results)
     assert header == [
         "data",
         "method",
         "CRPS_GAUSSIAN ↓",
-        "PLL, nats ↑",
+        "PLL_TUNED, nats ↑",
         "RMSE ↓",
         "COVERAGE_95",
         "CRPS_NORMALIZED ↑",
@@ -139,7 +139,7 @@ def test_forest_shows_factors_of_the_best_and_differences():
     panels = figure.axes
     assert [ax.get_xlabel().replace("\n", " ") for ax in panels] == [
         "CRPS_GAUSSIAN, factor of the best",
-        "PLL, less the best's (nats)",
+        "PLL_TUNED, less the best's (nats)",
         "RMSE, factor of the best",
     ]
     mean, error = (each.to_numpy() for each in over_splits(results["crps_gaussian"]))
@@ -147,7 +147,7 @@ def test_forest_shows_factors_of_the_best_and_differences():
         np.testing.assert_allclose(bars.lines[0].get_xdata(), mean[:, number] / mean.min(1))
         ends = np.array([path.vertices[:, 0] for path in bars.lines[2][0].get_paths()])
         np.testing.assert_allclose(np.ptp(ends, axis=1), 2 * error[:, number] / mean.min(1))
-    mean = over_splits(results["pll"])[0].to_numpy()
+    mean = over_splits(results["pll_tuned"])[0].to_numpy()
     for number, bars in enumerate(panels[1].containers):
         np.testing.assert_allclose(bars.lines[0].get_xdata(), mean[:, number] - mean.max(1))
     assert [text.get_text() for text in panels[0].get_yticklabels()] == ["a", "b"]
