@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from bnnzoo import data, files, guides, likelihoods, models, objectives, priors
@@ -259,6 +260,7 @@ def draw(records: Mapping[Job, dict[str, Any]], title: str) -> Figure:
         by_alpha.margins(x=0.25)
         by_alpha.set_xlabel("α")
         course.set_xlabel("epoch")
+        course.xaxis.set_major_locator(MaxNLocator(integer=True))
         for ax in (by_alpha, course):
             ax.set_ylabel(label)
     axes[0].set_title(title, fontsize=11, loc="left")
