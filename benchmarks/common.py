@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnnzoo.reproduce.entry import mean_and_error, plus_minus  # noqa: F401
+from bnnzoo.reproduce.entry import plus_minus  # noqa: F401
 from bnnzoo.reproduce.fits import enlarged_digits, kept, trained_network  # noqa: F401
 
 DATA_SIZE = 10_000
