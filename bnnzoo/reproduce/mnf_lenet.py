@@ -101,8 +101,12 @@ def _map(bnn: BayesianNetwork, most: float) -> guides.Guide:
     return guides.Map(bnn)
 
 
+def _sampling(bnn: BayesianNetwork) -> Any:
+    return DENSE_CONV if any(isinstance(module, nn.Conv2d) for module in bnn.network.modules()) else "local"
+
+
 def _mean_field(bnn: BayesianNetwork, most: float) -> guides.Guide:
-    return guides.MeanField(bnn, init_scale=0.02, sampling=DENSE_CONV)
+    return guides.MeanField(bnn, init_scale=0.02, sampling=_sampling(bnn))
 
 
 METHODS: dict[str, Method] = {
@@ -111,7 +115,7 @@ METHODS: dict[str, Method] = {
     "ensemble": Method("ensemble of Maps", _map, ensemble=True),
     "mean-field": Method("MeanField (FFG)", _mean_field),
     "fflu": Method("MeanField, log-uniform prior (FFLU)", _mean_field, prior=priors.LogUniform()),
-    "mnf": Method("MNF", lambda bnn, most: guides.MNF(bnn, max_scale=most, sampling=DENSE_CONV)),
+    "mnf": Method("MNF", lambda bnn, most: guides.MNF(bnn, max_scale=most, sampling=_sampling(bnn))),
     "learned-dropout": Method("Dropout, learned rates", lambda bnn, _: guides.Dropout(bnn, 0.2, learn_rate=True)),
     "batch-norm": Method("BatchNorm", lambda bnn, _: guides.BatchNorm(bnn), batch_norm=True),
     "low-rank": Method("LowRank, rank 10", lambda bnn, _: guides.LowRank(bnn, rank=10, init_scale=0.02)),
