@@ -20,6 +20,9 @@ Method = Literal["draws", "moments"]
 #: Elements that one block of a reduction over draws may hold.
 _BLOCK = 2**23
 
+#: Least number of sampled targets that quantiles of counts are taken from.
+_COUNTS = 1000
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -143,8 +146,8 @@ class Prediction:
     def quantile(self, q: float, seed: int = 0) -> Tensor:
         """Quantile of the posterior predictive, [N, *event].
 
-        Exact (bisection on the mixture's distribution function) for continuous targets; of one target a draw,
-        sampled with `seed`, for counts.
+        Exact (bisection on the mixture's distribution function) for continuous targets; of sampled targets for counts,
+        one a draw, and as many times more as it takes to have 1000.
 
         Args:
             q: Probability, in (0, 1).
@@ -157,7 +160,10 @@ class Prediction:
         if not 0 < q < 1:
             raise ValueError(f"q must be in (0, 1), not {q}")
         if self.task == "counts":
-            return torch.quantile(self.sample(seed).flatten(0, 1).double(), q, dim=0, interpolation="higher")
+            times = math.ceil(_COUNTS / math.prod(self.shape[:2]))
+            with seeded(seed, next(iter(self.parameters.values())).device), torch.no_grad():
+                counts = self.distribution.sample((times,)).flatten(0, 2)
+            return counts.kthvalue(math.ceil(q * (len(counts) - 1)) + 1, 0).values.double()
         self._continuous("a quantile")
 
         def bisect(d: Distribution) -> Tensor:

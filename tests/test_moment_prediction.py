@@ -276,6 +276,32 @@ class TestInterface:
         both = torch.stack([found.chain(c).log_prob(y) for c in range(2)])
         assert torch.allclose(both.logsumexp(0) - math.log(2), found.log_prob(y), atol=1e-5)
 
+    @pytest.mark.parametrize("task", TASKS)
+    def test_pooled_chains_are_one_mixture(self, task):
+        posterior, y = fitted(task, epochs=2)
+        found = posterior.predict(X)
+        pooled = found.pooled
+        assert pooled.shape == (1, 2, *found.shape[2:])
+        assert repr(pooled) == f"MomentPrediction(2 pooled chains of {list(found.shape[2:])} targets)"
+        assert len(pooled) == 24
+        torch.testing.assert_close(pooled.log_prob(y), found.log_prob(y))
+        assert torch.equal(pooled.draws, found.draws.reshape(pooled.draws.shape))
+        for name, value in found.outputs.items():
+            assert torch.equal(pooled.outputs[name], value.reshape(1, 2, *value.shape[2:])), name
+        names = (
+            ["probs", "mutual_information"] if found.task == "classification" else ["mean", "epistemic", "aleatoric"]
+        )
+        for name in names:
+            torch.testing.assert_close(getattr(pooled, name), getattr(found, name))
+        sample = pooled.sample(3, num_samples=4)
+        assert sample.shape == (1, 8, *found.shape[2:])
+        assert evaluation.score(pooled, y).sizes == {"chain": 1}
+        again = pooled.pooled
+        assert again.shape == pooled.shape
+        assert all(torch.equal(again.outputs[name], value) for name, value in pooled.outputs.items())
+        one = found.chain(1)
+        assert all(torch.equal(one.pooled.outputs[name], value) for name, value in one.outputs.items())
+
     def test_samples_have_the_moments(self):
         posterior, _ = fitted("two noises", wide, epochs=2)
         found = posterior.predict(X[:4], method="moments")

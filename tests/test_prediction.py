@@ -171,6 +171,45 @@ def test_poisson_quantile_is_near_the_mixtures():
         assert below - margin < q < cdf + margin
 
 
+def test_quantiles_of_counts_do_not_need_many_draws():
+    prediction = Prediction({"rate": torch.tensor([[[3.0, 40.0]]])}, dist.Poisson, "counts")
+    margin = 5 * (0.025 * 0.975 / 1000) ** 0.5
+    for ends, rate in zip(torch.stack(prediction.interval(), 1).tolist(), (3.0, 40.0), strict=True):
+        for end, q in zip(ends, (0.025, 0.975), strict=True):
+            assert stats.poisson(rate).cdf(end - 1) < q + margin
+            assert stats.poisson(rate).cdf(end) > q - margin
+
+
+@pytest.mark.parametrize("family", ["normal", "classes", "counts"])
+def test_pooled_chains_are_one_mixture(family):
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(3, 4, 5, 2, generator=generator).double()
+    given = {
+        # A scale by chain that draws share, and one for all.
+        "normal": (
+            {"loc": loc, "scale": torch.tensor([0.3, 1.0, 2.0]).double().view(3, 1, 1, 1)},
+            dist.Normal,
+            "regression",
+        ),
+        "classes": ({"logits": loc}, dist.Categorical, "classification"),
+        "counts": ({"rate": loc.exp()}, dist.Poisson, "counts"),
+    }[family]
+    prediction = Prediction(*given)
+    pooled = prediction.pooled
+    assert pooled.shape == (1, 12, *prediction.shape[2:])
+    y = torch.ones(prediction.shape[2:])
+    torch.testing.assert_close(pooled.log_prob(y), prediction.log_prob(y))
+    draws = prediction.draws
+    assert torch.equal(pooled.draws, draws.reshape(1, 12, *draws.shape[2:]))
+    for name in ("probs", "mutual_information") if family == "classes" else ("mean", "epistemic", "aleatoric"):
+        torch.testing.assert_close(getattr(pooled, name), getattr(prediction, name))
+    if family == "normal":
+        torch.testing.assert_close(pooled.quantile(0.3), prediction.quantile(0.3))
+    assert all(torch.equal(value, pooled.parameters[name]) for name, value in pooled.pooled.parameters.items())
+    shared = Prediction({"loc": loc, "scale": torch.ones(1, 1, 1, 1)}, dist.Normal, "regression").pooled
+    assert shared.parameters["scale"].shape == (1, 1, 1, 1)  # not expanded
+
+
 def test_categorical_statistics():
     prediction = categorical()
     (logits,) = arrays(prediction, "logits")
