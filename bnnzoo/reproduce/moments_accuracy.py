@@ -242,7 +242,7 @@ def verdicts(results: Sequence[Measured]) -> list[str]:
         cells[claim] += 1
         if not low <= value <= high:
             limit = f"{low:.3g} to {high:.3g}" if low else f"up to {high:.3g}"
-            failing[claim].append(f"{where}: {value:.3g}, not {limit}")
+            failing[claim].append(f"{where}: {value:.4g}, not {limit}")
 
     for result in results:
         title, ap2 = result.setting.title, result.tables["AP2"]

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnnzoo.evaluation.style import PALETTE, STYLES, styled
 from bnnzoo.moments import Moments, propagate
@@ -40,11 +40,13 @@ def draw(image: Tensor, draws: Tensor, certain: Tensor, moments: Moments, shown:
     """
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 3))
-    left.imshow(image, cmap="gray")
+    left.imshow(image.numpy(), cmap="gray")
     left.set(title="the image with noise", xticks=[], yticks=[])
     ax = styled(right)
     for label, color, style in zip(shown, PALETTE, STYLES, strict=False):
-        ax.hist(draws[:, label], bins=40, density=True, color=color, alpha=0.3, label=f"logit of {label}: draws")
+        ax.hist(
+            draws[:, label].numpy(), bins=40, density=True, color=color, alpha=0.3, label=f"logit of {label}: draws"
+        )
         mean, std = moments.loc[label].item(), moments.scale[label].item()
         at = np.linspace(mean - 4 * std, mean + 4 * std, 200)
         density = np.exp(-0.5 * ((at - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
@@ -55,12 +57,21 @@ def draw(image: Tensor, draws: Tensor, certain: Tensor, moments: Moments, shown:
     return figure
 
 
-@torch.no_grad()
 def figure_1(context: Context) -> Result:
     """Logits and class probabilities of one test image under noise: draws, the clean image, propagated moments."""
     parts = images_of("mnist", context)
-    network = trained_net("leaky", parts, context)
-    x = parts[1].x[:1]
+    return compared(trained_net("leaky", parts, context), parts[1].x[:1], context)
+
+
+@torch.no_grad()
+def compared(network: nn.Module, x: Tensor, context: Context) -> Result:
+    """What draws of the noise, the clean image and propagated moments make of an image.
+
+    Args:
+        network: Returns logits [N, K].
+        x: The image, [1, 1, 28, 28].
+        context: Scale and seed.
+    """
     generator = torch.Generator().manual_seed(context.seed)
     noisy = x + VARIANCE**0.5 * torch.randn(context.pick(50, 2000, 2000), *x.shape[1:], generator=generator)
     draws = torch.cat([network(rows) for rows in noisy.split(500)])
