@@ -26,6 +26,7 @@ from bnnzoo.evaluation import baseline_models, plots
 from bnnzoo.evaluation.diagnostics import convergence, psis
 from bnnzoo.evaluation.inference_data import chain_statistics
 from bnnzoo.evaluation.metrics import score
+from bnnzoo.evaluation.uncertainty_plots import plot_uncertainty_error
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
 
@@ -100,7 +101,7 @@ def html_report(
     num_samples = min(num_samples, getattr(posterior.guide, "num_draws", num_samples))
     train, test = split
     by_draws = predict.get("method", "draws") == "draws"
-    drawn = {"num_samples": num_samples} if by_draws else {}
+    drawn: dict[str, Any] = {"num_samples": num_samples} if by_draws else {}
     prediction = posterior.predict(test.x, seed=seed, **drawn, **predict)
     name = name or type(posterior.guide).__name__
     columns = {name: prediction.pooled}
@@ -219,6 +220,9 @@ def _pictures(posterior: Posterior, prediction: Prediction, y: Any, target: str 
         else "Fraction of targets below each predicted quantile: on the diagonal if calibrated."
     )
     drawn.append((plots.plot_calibration(prediction, y, seed=seed), words))
+    if prediction.task == "regression":
+        words = "Absolute errors by predicted uncertainty, which should rise with it."
+        drawn.append((plot_uncertainty_error(prediction, y, target=target), words))
     return [_picture(figure, words) for figure, words in drawn]
 
 
