@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bnnzoo import data as datasets
 from bnnzoo.compare import folder as folders
-from bnnzoo.compare.cell import Cell
+from bnnzoo.compare.cell import Cell, Choice
 from bnnzoo.compare.folder import Folder
 from bnnzoo.compare.method import Method, method_of
 from bnnzoo.compare.protocol import Protocol
@@ -312,8 +312,6 @@ class _Bar:
         return {"cells": "{}/{}".format(*self.cells), "fits": "{}/{}".format(*self.fits)}
 
 
-def _any_choices(cell: Cell) -> list[Any]:
+def _any_choices(cell: Cell) -> list[Choice]:
     """Choices to count the work by, before they are made."""
-    from bnnzoo.compare.cell import Choice
-
     return [Choice(cell.method.calls()[-1], cell.method.chains()[0])] * cell.protocol.splits
