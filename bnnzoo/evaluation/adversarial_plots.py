@@ -150,7 +150,7 @@ def _draw(ax: Axes, curve: xr.Dataset, variable: str, dim: str, number: int, nam
     at, mean = curve[dim].values, curve[variable].values
     error = np.nan_to_num(curve[f"{variable}_se"].values) if f"{variable}_se" in curve else np.zeros_like(mean)
     ax.fill_between(at, mean - error, mean + error, color=color, alpha=0.2, lw=0)
-    marks = {"marker": MARKERS[number % len(MARKERS)], "ms": 4, "markevery": max(1, len(at) // 10)}
+    marks: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "ms": 4, "markevery": max(1, len(at) // 10)}
     ax.plot(at, mean, color=color, ls=STYLES[number % len(STYLES)], lw=1.4, label=name or None, **marks)
 
 
