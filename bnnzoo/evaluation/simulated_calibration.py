@@ -22,7 +22,6 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bnnzoo._vectorize import seeded, vectorize
-from bnnzoo.chains import chain_seed
 from bnnzoo.evaluation.style import BLUE, GRAY, axes_or_new, figure_of, styled
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
@@ -82,7 +81,7 @@ def sbc(
     x = _inputs(bnn, x)
     quantities = _Quantities(bnn, x, sites, at, functions)
     pairs = _simulated(bnn, x, replications, seed)
-    found = (sampler((x, y), chain_seed(seed, number)) for number, (_, y) in enumerate(pairs))
+    found = (sampler((x, y), _seed(seed, number, 1)) for number, (_, y) in enumerate(pairs))
     return _compared(quantities, pairs, found, num_samples, seed)
 
 
@@ -130,7 +129,7 @@ def vsbc(
     quantities = _Quantities(bnn, x, sites, at, functions)
     pairs = _simulated(bnn, x, replications, seed)
     tasks = [bnnzoo.Task(bnn, guide(bnn), (x, y)) for _, y in pairs]
-    found = bnnzoo.fit_each(tasks, seed=seed, **settings)
+    found = bnnzoo.fit_each(tasks, seed=_seed(seed, 2), **settings)
     return _compared(quantities, pairs, iter(found), num_samples, seed)
 
 
@@ -287,6 +286,11 @@ def _inputs(bnn: BayesianNetwork, x: Any) -> Tensor:
     return x.to(reference.device, reference.dtype) if x.is_floating_point() else x.to(reference.device)
 
 
+def _seed(seed: int, *path: int) -> int:
+    """A seed for each replication and use: the truth, its posterior and the draws from that share no randomness."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
+
+
 def _check_simulable(bnn: BayesianNetwork) -> None:
     learned = [name for name, p in bnn.named_parameters() if p.requires_grad]
     if learned:
@@ -303,7 +307,7 @@ def _simulated(bnn: BayesianNetwork, x: Tensor, replications: int, seed: int) ->
     model, pairs = copy.deepcopy(bnn).eval(), []
     for number in range(replications):
         sites = Sites()
-        with torch.no_grad(), seeded(chain_seed(seed, number), x.device):
+        with torch.no_grad(), seeded(_seed(seed, number, 0), x.device):
             sites.run(model, x)  # its targets are a site like the others
         pairs.append(({name: sites.drawn[name][None] for name in bnn.sites}, sites.drawn["y"]))
     return pairs
@@ -319,8 +323,9 @@ def _compared(
     """Where the true values fall among the draws."""
     generator = np.random.default_rng(seed)
     rows = []
-    for (truth, _), posterior in zip(pairs, found, strict=True):
-        draws, true = quantities(_draws(quantities.bnn, posterior, num_samples, seed)), quantities(truth)
+    for number, ((truth, _), posterior) in enumerate(zip(pairs, found, strict=True)):
+        draws = quantities(_draws(quantities.bnn, posterior, num_samples, _seed(seed, number, 3)))
+        true = quantities(truth)
         row = []
         for name in quantities.names:
             below, ties = (draws[name] < true[name]).sum(), (draws[name] == true[name]).sum()

@@ -95,6 +95,27 @@ def test_draws_of_the_prior_are_calibrated_however_few(bnn):
     assert result["p"].max() < 1
 
 
+def test_the_truth_its_posterior_and_the_draws_share_no_randomness(bnn):
+    seen, drawn = [], []
+
+    def sampler(data, seed):
+        own = torch.Generator().manual_seed(seed)
+        seen.append(torch.randn(3, generator=own))  # as the truth would be drawn by the same seed
+        return {"weight": seen[-1][None, None, :2], "bias": seen[-1][None, 2:]}
+
+    truths = []
+    sbc(bnn, X, sampler, replications=6, functions={"f": lambda v: truths.append(v["weight"]) or v["bias"][:, 0]})
+    own = {tuple(value.flatten().tolist()) for value in truths if len(value) == 1}
+    assert len(own) == 12  # six truths and six draws, none of which is a truth
+    assert len({tuple(each.tolist()) for each in seen}) == 6
+    posterior = fit(bnn, guides.MeanField(bnn), (orthogonal(), torch.zeros(8)), epochs=1)
+    keep = {"f": lambda values: drawn.append(values) or values["bias"][:, 0]}
+    sbc(bnn, X, lambda data, seed: posterior, replications=3, functions=keep)
+    several = [each["bias"] for each in drawn if len(each["bias"]) > 2]
+    assert len(several) == 3
+    assert not torch.equal(several[0], several[1])
+
+
 def test_ranks_by_hand(bnn):
     rows = []
 
