@@ -174,6 +174,7 @@ def test_a_dask_cluster_of_processes_is_started(whole):
     xr.testing.assert_identical(numbers(small(max_chains=3, backend="dask", workers=2)), numbers(results))
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_numbers(whole):
     pytest.importorskip("ray")
     results, _ = whole
