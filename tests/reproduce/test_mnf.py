@@ -100,11 +100,11 @@ def test_points_are_drawn_once(context):
 
 def test_widths_of_bands_by_range():
     x = np.linspace(-6.0, 6.0, 121)  # at every tenth: 79 inside, 42 from 4 on
-    std = np.stack([np.where(np.abs(x) < 4, 2.0, 5.0), np.full(121, 1e3)])
-    found = mnf_toy.widths(x, np.stack([x**3 * (x > 0), 0 * x]), std)
-    assert found["inside"] == pytest.approx([12.0, 6e3])
-    assert found["outside"] == pytest.approx([30.0, 6e3])
-    assert found["held"] == [0.5, 1.0]
+    std = np.stack([np.where(np.abs(x) < 4, 2.0, 5.0), np.full(121, 1e3), np.full(121, 5.0), np.full(121, 5.0)])
+    found = mnf_toy.widths(x, np.stack([x**3 * (x > 0), 0 * x, x**3 + 15.1, x**3 + 14.9]), std)
+    assert found["inside"] == pytest.approx([12.0, 6e3, 30.0, 30.0])
+    assert found["outside"] == pytest.approx([30.0, 6e3, 30.0, 30.0])
+    assert found["held"] == [0.5, 1.0, 0.0, 1.0]
 
 
 def test_the_toy_knows_its_noise(context):
