@@ -49,10 +49,11 @@ def by_batch_size(context: Context) -> xr.Dataset:
     """
     sizes = context.pick((16, 64), paper.BATCH_SIZES[:6], paper.BATCH_SIZES)
     methods = [_mcbn(str(size), size) for size in sizes]
+    parts = []
     for name in _sets(context):
-        part = [method for method in methods if _fits(name, method)]
-        found = Comparison("mcbn-batch-size", [name], part, _protocol(context)).results(context)
-    return found  # the last one has those of the folder, all of them
+        own = [method for method in methods if _fits(name, method)]
+        parts.append(Comparison("mcbn-batch-size", [name], own, _protocol(context)).results(context))
+    return joined(parts, "data")
 
 
 def _fits(name: str, method: Method) -> bool:

@@ -117,13 +117,13 @@ def _result(
     ]
     if context.scale != "paper":
         notes.append("A small network trained briefly: compare the last two columns' differences, not the levels.")
-    values = {
+    numbers = {
         "softmax": softmax.mean().item(),
         "mcbn": {str(count): each.mean().item() for count, each in found.items()},
         "accuracy": dict(correct),
     }
     caption = f"Log likelihood of {len(softmax)} test images (nats an image, higher is better)"
-    return Result([Table(caption, header, rows)], notes=notes, values=values)
+    return Result([Table(caption, header, rows)], notes=notes, values=numbers)
 
 
 ENTRIES = (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor, nn
 
 from bnnzoo import BayesianNetwork, data, guides, likelihoods, models, priors
@@ -107,6 +108,8 @@ def compare(network: nn.Module, train: data.Dataset, batch_size: int, batches: i
     """
     given = likelihoods.Gaussian(1.0) if train.task == "regression" else None  # no noise need be found
     settings: dict[str, Any] = {"likelihood": given, "batch_size": batch_size, "num_statistics": batches, "seed": seed}
+    drawn: Any
+    form: Any
     drawn, form = (
         guides.BatchNorm.from_trained(network, train, statistics=statistics, **settings).guide
         for statistics in ("batches", "gaussian")
@@ -125,7 +128,7 @@ def compare(network: nn.Module, train: data.Dataset, batch_size: int, batches: i
     return result
 
 
-def gaussian(x: np.ndarray, loc: float, scale: float) -> np.ndarray:
+def gaussian(x: np.ndarray, loc: Any, scale: Any) -> np.ndarray:
     """The density of N(loc, scale²)."""
     return np.exp(-0.5 * ((x - loc) / scale) ** 2) / (scale * math.sqrt(2 * math.pi))
 
@@ -133,7 +136,7 @@ def gaussian(x: np.ndarray, loc: float, scale: float) -> np.ndarray:
 def draw(comparisons: list[Comparison]) -> Figure:
     """Histograms of the batches with the Gaussian form: the unit of median distance, and the worst one."""
     layers = list(dict.fromkeys(each.layer for each in comparisons))
-    figure = Figure(figsize=(11, 2.3 * len(layers) + 0.6), layout="constrained")
+    figure = Figure(figsize=(11, 2.3 * len(layers) + 0.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
     axes = figure.subplots(len(layers), 4, squeeze=False)
     for each in comparisons:
         row, first = axes[layers.index(each.layer)], 0 if each.kind == "mean" else 2
@@ -153,7 +156,6 @@ def draw(comparisons: list[Comparison]) -> Figure:
             ax.spines[["left", "top", "right"]].set_visible(False)
     for row, layer in zip(axes, layers, strict=True):
         row[0].set_ylabel(layer.replace(" (", "\n("), fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.1)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -166,7 +168,9 @@ def figure_3(context: Context) -> Result:
         {"concrete": (None, 300, 2000), "mnist": (5000, 2, 500)},
         {"concrete": (None, 2000, 2000), "yacht": (None, 2000, 2000), "mnist": (None, 20, 2000)},
     )
-    rows, figures, values = [], {}, {}
+    rows: list[list[str]] = []
+    figures: dict[str, Figure] = {}
+    values: dict[str, Any] = {}
     for name, (count, epochs, batches) in sets.items():
         train = data.load(name).split(seed=context.seed).train
         train = train if count is None else train[:count]

@@ -13,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from bnnzoo import BayesianNetwork, Posterior, data, guides, likelihoods, models, priors
+from bnnzoo import BayesianNetwork, Posterior, data, fit, guides, likelihoods, models, priors
 from bnnzoo.evaluation import constant_uncertainty, plot_band
 from bnnzoo.evaluation.bounds import normalized_scores
 from bnnzoo.evaluation.uncertainty_plots import plot_uncertainty_error
 from bnnzoo.reproduce.entry import Context, Entry, Result, Table
-from bnnzoo.reproduce.fits import trained
+from bnnzoo.reproduce.fits import kept
 from bnnzoo.reproduce.mcbn_paper import PAPER
 
 INSIDE, OUTSIDE = 5.0, 7.0
@@ -79,12 +79,9 @@ def fitted(
     prior = priors.Normal(0.0, 1.0 / math.sqrt(2e-5 * len(train)))
     bnn = BayesianNetwork(network, likelihoods.Gaussian(1.0), prior)
     schedule = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings["epochs"])
-    path, say = context.fits / f"{name}.bnn", _silent
-    return trained(path, bnn, method.guide(bnn), train, say=say, scheduler=schedule, seed=context.seed, **settings)
-
-
-def _silent(text: str) -> None:
-    """These fits take seconds: no word after each epoch."""
+    settings |= {"scheduler": schedule, "seed": context.seed, "progress": False}
+    make = partial(fit, bnn, method.guide(bnn), train, **settings)
+    return kept(context.fits / f"{name}.bnn", make, say=context.say)
 
 
 def figure_1(context: Context) -> Result:
@@ -101,7 +98,7 @@ def figure_1(context: Context) -> Result:
         tuned = posterior.tune_noise(validation, "crps", passes, context.seed)
         prediction = tuned.predict(x, passes, context.seed)
         constant = constant_uncertainty(posterior, validation)
-        shown = {"data": train, "truth": x[:, 0] * x[:, 0].sin(), "constant": constant.predict(x)}
+        shown: dict[str, Any] = {"data": train, "truth": x[:, 0] * x[:, 0].sin(), "constant": constant.predict(x)}
         plot_band(prediction, x, ax=ax, **shown)
         ax.set_title(f"{method.label}, dash-dotted: {method.constant}", fontsize=10)
         ax.set_ylim(-11.0, 9.0)

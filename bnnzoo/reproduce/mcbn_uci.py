@@ -10,7 +10,18 @@ from typing import Any
 
 import xarray as xr
 
-from bnnzoo.compare import METHODS, PAPER_METHODS, Method, Protocol, compare, over_splits, significance, stars
+from bnnzoo.compare import (
+    METHODS,
+    PAPER_METHODS,
+    Method,
+    Protocol,
+    compare,
+    load_results,
+    over_splits,
+    significance,
+    stars,
+)
+from bnnzoo.compare.folder import CELLS, RESULT, cell_name
 from bnnzoo.reproduce import mcbn_paper as paper
 from bnnzoo.reproduce.entry import Context, Entry, Result, Table
 
@@ -56,19 +67,22 @@ class Comparison:
     protocol: Protocol
 
     def results(self, context: Context) -> xr.Dataset:
-        """What is finished of it, after all is: computes what is missing.
+        """All of it; what is not finished is computed. Cells that are finished are taken as they are, by their names.
 
         Args:
             context: Of the entry.
         """
-        return compare(
-            self.data,
-            self.methods,
-            self.protocol,
-            out=context.fits / self.name,
-            workers=context.workers,
-            progress=False if context.quiet else None,
-        )
+        path = context.fits / self.name
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in self.data:
+            missing = [m.name for m in self.methods if not (path / CELLS / cell_name(name, m.name) / RESULT).exists()]
+            groups.setdefault(tuple(missing), []).append(name)
+        for names, sets in groups.items():
+            if names:
+                chosen = [method for method in self.methods if method.name in names]
+                progress = False if context.quiet else None
+                compare(sets, chosen, self.protocol, out=path, workers=context.workers, progress=progress)
+        return load_results(path).sel({"data": list(self.data), "method": [method.name for method in self.methods]})
 
 
 def comparisons(context: Context) -> list[Comparison]:
