@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from datetime import date
 from importlib.metadata import version
@@ -84,11 +85,20 @@ def _chosen(names: list[str]) -> list[Entry]:
 
 def _listed(chosen: list[Entry]) -> Shown:
     table = Shown(title="bnnzoo reproduce NAME", title_justify="left", title_style="bold", header_style="bold")
-    for number, column in enumerate(("name", "what it shows", "data", "cpu, min", "source")):
+    for number, column in enumerate(("name", "what it shows", "data", "cpu, min")):
         table.add_column(column, no_wrap=number == 0)
     for entry in chosen:
-        table.add_row(entry.name, entry.title, ", ".join(entry.data), f"{entry.minutes:g}", entry.source)
+        table.add_row(entry.name, entry.title, ", ".join(entry.data), f"{entry.minutes:g}")
+    papers = dict.fromkeys((entry.name.partition("/")[0], _paper(entry)) for entry in chosen)
+    table.caption = "\n".join(f"{prefix}: {paper}" for prefix, paper in papers)
+    table.caption_justify = "left"
     return table
+
+
+def _paper(entry: Entry) -> str:
+    """The paper that an entry is of, without the table or figure."""
+    found = re.match(r".*?\d{4}( \([^)]*\))?", entry.source)
+    return found[0] if found else entry.source
 
 
 def _written(console: Console, entry: Entry, context: Context, result: Result, seconds: float) -> dict[Path, str]:

@@ -139,7 +139,7 @@ def _entry(number: int, score: str, by: str, theirs: Mapping[str, Mapping[int, f
     title = f"Normalized {score.upper()} of MCBN (%, higher is better) by {what}"
     run = partial(_run, title, what, results, score, theirs)
     sets = ("boston", "concrete", "energy", "wine", "yacht")
-    about = f"regressions: normalized {score.upper()} of MCBN by {what}"
+    about = f"Regressions: normalized {score.upper()} of MCBN by {what}"
     return Entry(f"mcbn/table-{number}", about, f"{paper.PAPER}, Table {number}", run, sets, minutes=minutes)
 
 

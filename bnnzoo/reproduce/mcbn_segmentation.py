@@ -138,7 +138,7 @@ def _table(found: dict[str, dict[str, Any]], count: int) -> Table:
 ENTRIES = (
     Entry(
         "mcbn/figure-6",
-        "segmentation: where in an image the network is unsure (generated shapes)",
+        "Segmentation: where in an image the network is unsure (generated shapes)",
         f"{PAPER}, Figures 2 (right) and 6",
         segmentation,
         minutes=4.0,

@@ -201,7 +201,7 @@ def figure_3(context: Context) -> Result:
 ENTRIES = (
     Entry(
         "mcbn/figure-3",
-        "batch statistics beside their Gaussian form",
+        "Batch statistics beside their Gaussian form",
         f"{PAPER}, Figures 3, 7 and 8",
         figure_3,
         ("concrete", "mnist"),

@@ -173,14 +173,14 @@ SETS = ("concrete", "energy", "wine")
 ENTRIES = (
     Entry(
         "mcbn/figure-1",
-        "toy regression: bands of MCBN and MC dropout, and the constant baseline",
+        "Toy regression: bands of MCBN and MC dropout, and the constant baseline",
         f"{PAPER}, Figure 1",
         figure_1,
         minutes=1.0,
     ),
     Entry(
         "mcbn/figure-2",
-        "regressions: errors by predicted uncertainty",
+        "Regressions: errors by predicted uncertainty",
         f"{PAPER}, Figures 2 (left), 4 and 5",
         figure_2,
         SETS,

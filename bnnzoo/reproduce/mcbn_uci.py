@@ -276,8 +276,8 @@ def _entry(number: str, title: str, run: Callable[[Context], Result], also: str 
 
 
 ENTRIES = (
-    _entry("4", "regressions: normalized CRPS", partial(normalized, "crps", paper.CRPS_NORMALIZED), " (and Table 1)"),
-    _entry("5", "regressions: normalized PLL", partial(normalized, "pll", paper.PLL_NORMALIZED), " (and Table 1)"),
-    _entry("6", "regressions: CRPS and PLL", raw),
-    _entry("7", "regressions: RMSE", accuracy),
+    _entry("4", "Regressions: normalized CRPS", partial(normalized, "crps", paper.CRPS_NORMALIZED), " (and Table 1)"),
+    _entry("5", "Regressions: normalized PLL", partial(normalized, "pll", paper.PLL_NORMALIZED), " (and Table 1)"),
+    _entry("6", "Regressions: CRPS and PLL", raw),
+    _entry("7", "Regressions: RMSE", accuracy),
 )

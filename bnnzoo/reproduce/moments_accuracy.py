@@ -349,7 +349,7 @@ def table_3(context: Context) -> Result:
 ENTRIES = (
     Entry(
         "moments/table-2",
-        "accuracy of propagated moments by layer: LeNet",
+        "Accuracy of propagated moments by layer: LeNet",
         f"{PAPER}, Table 2",
         table_2,
         ("mnist",),
@@ -357,7 +357,7 @@ ENTRIES = (
     ),
     Entry(
         "moments/table-3",
-        "accuracy of propagated moments by layer: nine layers",
+        "Accuracy of propagated moments by layer: nine layers",
         f"{PAPER}, Table 3",
         table_3,
         ("cifar10",),

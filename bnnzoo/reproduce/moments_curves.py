@@ -190,8 +190,8 @@ def figure_c4(context: Context) -> Result:
 ENTRIES = tuple(
     Entry(f"moments/figure-{number.lower()}", title, f"{PAPER}, Figure {number}", run, minutes=0.1)
     for number, title, run in (
-        ("2", "moments through steps and sigmoids", figure_2),
-        ("3", "moments through rectifiers", figure_3),
-        ("C.4", "mean of a rectified normal or logistic variable, and ELU", figure_c4),
+        ("2", "Moments through steps and sigmoids", figure_2),
+        ("3", "Moments through rectifiers", figure_3),
+        ("C.4", "Mean of a rectified normal or logistic variable, and ELU", figure_c4),
     )
 )

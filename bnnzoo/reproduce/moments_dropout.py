@@ -335,7 +335,7 @@ def figure_4_mnist(context: Context) -> Result:
 ENTRIES = (
     Entry(
         "moments/figure-4",
-        "analytic dropout beside sampled dropout: nine layers, CIFAR-10",
+        "Analytic dropout beside sampled dropout: nine layers, CIFAR-10",
         f"{PAPER}, Figure 4",
         figure_4,
         ("cifar10",),
@@ -343,7 +343,7 @@ ENTRIES = (
     ),
     Entry(
         "moments/figure-4-mnist",
-        "the same for an MLP on MNIST",
+        "Analytic dropout beside sampled dropout: an MLP, MNIST",
         f"{PAPER}, Figure 4",
         figure_4_mnist,
         ("mnist",),

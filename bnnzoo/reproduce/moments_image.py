@@ -99,7 +99,7 @@ def compared(network: nn.Module, x: Tensor, context: Context) -> Result:
 ENTRIES = (
     Entry(
         "moments/figure-1",
-        "an image with noise through LeNet: logits and probabilities",
+        "An image with noise through LeNet: logits and probabilities",
         f"{PAPER}, Figure 1",
         figure_1,
         ("mnist",),

@@ -317,7 +317,7 @@ def _errors(found: dict[Approximation, dict[str, dict[str, list[float]]]], index
 ENTRIES = (
     Entry(
         "moments/table-4",
-        "a data set's statistics from one pixel; normalization by them",
+        "A data set's statistics from one pixel; normalization by them",
         f"{PAPER}, Table 4",
         table_4,
         ("mnist",),

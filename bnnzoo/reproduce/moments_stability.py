@@ -259,7 +259,7 @@ def figures_5_and_d1(context: Context) -> Result:
 ENTRIES = (
     Entry(
         "moments/figure-5",
-        "stability against noise and gradient sign, by training",
+        "Stability against noise and gradient sign, by training",
         f"{PAPER}, Figures 5 and D.1",
         figures_5_and_d1,
         ("mnist",),

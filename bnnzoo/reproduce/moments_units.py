@@ -259,9 +259,9 @@ def _lists(tensors: dict[str, Tensor]) -> dict[str, Any]:
 ENTRIES = tuple(
     Entry(f"moments/{number.lower().replace(' ', '-')}", title, f"{PAPER}, {number}", run, minutes=0.1)
     for number, title, run in (
-        ("Table 1", "the logic AND of uncertain inputs, by approximation", table_1),
-        ("Figure C.1", "piecewise exponential approximation of the sigmoid", figure_c1),
+        ("Table 1", "The logic AND of uncertain inputs, by approximation", table_1),
+        ("Figure C.1", "Piecewise exponential approximation of the sigmoid", figure_c1),
         ("Figure C.2", "KL divergence of approximate means of Bernoulli units", figure_c2),
-        ("Figure C.3", "sums of binary inputs and noise become normal", figure_c3),
+        ("Figure C.3", "Sums of binary inputs and noise become normal", figure_c3),
     )
 )
