@@ -232,7 +232,7 @@ def pareto_shape(log_ratios: np.ndarray) -> float:
     if not _is_arviz_1(az):
         with np.errstate(under="ignore"):
             return float(az.psislw(shifted)[1])
-    # 1.x: `psislw` negates its argument and `paretopareto_shape(log_weights=True)` does not exponentiate (arviz-stats 1.3),
+    # 1.x: `psislw` negates its argument and `pareto_khat(log_weights=True)` does not exponentiate (arviz-stats 1.3),
     # so the raw ratios are passed, about which there is no doubt. Where so few are above the smallest float that the
     # tail is empty, one or two draws carry everything, and 0.x says k = inf.
     tail = int(min(shifted.size / 5, 3 * shifted.size**0.5))
