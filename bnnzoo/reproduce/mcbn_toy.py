@@ -140,7 +140,9 @@ def figure_2(context: Context) -> Result:
             tuned = posterior.tune_noise(validation, "crps", passes, context.seed)
             prediction = tuned.predict(split.test.x, passes, context.seed)
             constant = constant_uncertainty(posterior, validation).predict(split.test.x)
-            plot_uncertainty_error(prediction, split.test.y, constant=constant, target=split.test.target_name, ax=ax)
+            target = split.test.target_name
+            plot_uncertainty_error(prediction, split.test.y, constant=constant, target=target, window=20, ax=ax)
+            ax.get_legend().remove()  # one for all panels, below
             scores = normalized_scores(prediction, constant, split.test.y)
             error = (prediction.mean - split.test.y).abs().numpy()
             found = {
@@ -151,6 +153,9 @@ def figure_2(context: Context) -> Result:
             ax.set_title(f"{name}: {method.label}", fontsize=10)
             rows.append([name, method.label, *(f"{value:.2f}" for value in found.values())])
             values[f"{name} {key}"] = found
+    named = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    shared = {label: handle for label, handle in named.items() if "beyond" not in label}  # numbers of one panel
+    figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     header = [
         "data",
         "method",
