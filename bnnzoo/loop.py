@@ -244,7 +244,8 @@ class Run:
             "patience": self.patience,
             "objective": self._objective(),
             "optimizer": f"{type(trainer.optimizer).__name__} {trainer.optimizer.defaults}",
-            "scheduler": type(scheduler).__name__,
+            "scheduler": _settings(scheduler),
+            "network": _joined(parts, lambda pair: " ".join(str(pair.model.network).split())),
             "guide": _joined(parts, lambda pair: _description(pair.guide)),
             "prior": _joined(parts, lambda pair: {name: str(prior) for name, prior in pair.model.priors.items()}),
             "likelihood": _joined(parts, lambda pair: str(pair.model.likelihood)),
@@ -309,6 +310,15 @@ def _joined(parts: list[Part], describe: Callable[[Pair], Any]) -> Any:
     """What describes a single part, or a list of what describes each."""
     found = [describe(part.pair) for part in parts]
     return found[0] if len(found) == 1 else found
+
+
+def _settings(scheduler: Any) -> str:
+    """A scheduler's class and the numbers it was built with, before its first step."""
+    if scheduler is None:
+        return "none"
+    kinds = int | float | str | list | tuple
+    numbers = {name: value for name, value in scheduler.state_dict().items() if isinstance(value, kinds)}
+    return f"{type(scheduler).__name__} {numbers}"
 
 
 def _description(guide: nn.Module) -> str:

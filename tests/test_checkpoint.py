@@ -266,7 +266,11 @@ OTHERS = {
     "guide's option": ({"guide": partial(guides.MeanField, sampling="dense")}, "its guide is .*sampling='dense'"),
     "prior": ({"prior": priors.Normal(0.0, 2.0)}, "its prior is"),
     "likelihood": ({"likelihood": likelihoods.Gaussian(0.3)}, "its likelihood is"),
-    "network": ({"network": nn.Linear(3, 1)}, "its prior is|its parameters is"),
+    "network": ({"network": nn.Linear(3, 1)}, "its network is"),
+    "activation": (
+        {"network": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 1))},
+        r"its network is .*Tanh\(\).*, this one's .*ReLU\(\)",
+    ),
 }
 
 
@@ -295,6 +299,14 @@ def test_another_run_is_refused(tmp_path, checkpoint, name):
     with pytest.raises(ValueError, match=rf"c belongs to another run: ({message}).*remove the file"):
         fit(bnn, guide, data, **{"lr": 0.02, "batch_size": 8, **settings}, seed=seed_of_fit, checkpoint=path)
     assert path.read_bytes() == checkpoint
+
+
+def test_a_schedule_of_other_numbers_is_refused(tmp_path):
+    # Its saved state would take the place of the new numbers: a cosine of 3 epochs rises again after them.
+    path = tmp_path / "c"
+    run(epochs=3, scheduler=partial(lr_scheduler.CosineAnnealingLR, T_max=3), checkpoint=path)
+    with pytest.raises(ValueError, match=r"its scheduler is .*'T_max': 3.*, this one's .*'T_max': 6"):
+        run(epochs=6, scheduler=partial(lr_scheduler.CosineAnnealingLR, T_max=6), checkpoint=path)
 
 
 def test_damaged_checkpoint(tmp_path, checkpoint):
