@@ -99,16 +99,16 @@ class Cell:
         best = min(finite, key=lambda name: finite[name])
         folds = found[best]
         stage, place = stages[folds[0][1]], folds[0][2]
-        call, values = stage.call, stage.fits[place].values
+        call, fit = stage.call, stage.fits[place]
         if self.data.task == "classification":
-            return Choice(call, values, finite[best])
+            return Choice(call, fit.values, finite[best])
         by = self.protocol.noise_by
         errors, curves, plain = (
             [results[number][name][place] for _, number, place in folds] for name in ("errors", "curves", "plain")
         )
-        noise_pll = best_by_pll(curves, scale_units(self.data))
+        noise_pll = best_by_pll(curves, scale_units(self.protocol.split(self.data, fit.split)[0]))
         noise = best_by(errors, by) if by == "crps" else noise_pll
-        return Choice(call, values, math.sqrt(finite[best]), noise, noise_pll, best_by(plain, by))
+        return Choice(call, fit.values, math.sqrt(finite[best]), noise, noise_pll, best_by(plain, by))
 
     def final(self, choices: Sequence[Choice]) -> list[Stage]:
         """The stages that are scored on test rows: all splits with what was chosen for them.

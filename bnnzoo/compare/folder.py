@@ -21,7 +21,8 @@ CELLS = "cells"
 CELL = "cell.json"
 RESULT = "result.pt"
 
-_STAGE, _RESULT = "bnnzoo comparison stage", "bnnzoo comparison cell"
+# The number of the stages is of what they hold: those of 1 had the noise's scales in units of all rows.
+_STAGE, _RESULT = "bnnzoo comparison stage 2", "bnnzoo comparison cell"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,23 @@ class Folder:
         """
         path = self.path / CELLS / cell_name(data.name, method.name)
         path.mkdir(exist_ok=True)
-        about = {"data": data.name, "rows": len(data), "checksum": checksum(data.x, data.y)}
         what = f"{self.path} has results of {method.name!r} on {data.name!r} already, with other settings"
-        _same(path / CELL, {**about, "method": method.describe(), "label": method.label}, what)
+        _same(path / CELL, _about(data, method), what)
         return path
+
+    def departures(self, protocol: Protocol, data: Dataset, method: Method) -> list[str]:
+        """In what the settings of a cell that is there differ from others; empty if they are the same.
+
+        Args:
+            protocol: The protocol to compare the folder's with.
+            data: The data to compare the cell's with.
+            method: The method to compare the cell's with.
+        """
+        cell = self.path / CELLS / cell_name(data.name, method.name) / CELL
+        return [
+            *_differences(_read(self.path / SETTINGS), _plain(protocol.as_dict())),
+            *_differences(_read(cell), _plain(_about(data, method))),
+        ]
 
     def finished(self) -> list[Path]:
         """Folders of the cells that have a result."""
@@ -99,17 +113,32 @@ def write_result(cell: Path, result: Mapping[str, Any]) -> None:
             path.unlink()
 
 
-def _same(path: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Writes settings, or checks that those that are there are the same."""
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    if not path.exists():
-        files.write_text(path, text + "\n")
-        return
+def _about(data: Dataset, method: Method) -> dict[str, Any]:
+    """What `cell.json` tells."""
+    about = {"data": data.name, "rows": len(data), "checksum": checksum(data.x, data.y)}
+    return {**about, "method": method.describe(), "label": method.label}
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a JSON file."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    differing = _differences(there, json.loads(text))
+    return settings
+
+
+def _same(path: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Writes settings, or checks that those that are there are the same."""
+    if not path.exists():
+        files.write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    differing = _differences(_read(path), _plain(settings))
     if differing:
         raise ValueError(f"{what}: {'; '.join(differing)}. Give another folder, or the same settings")
 

@@ -182,7 +182,7 @@ def _task(stage: Stage, fit: Fit, part: Dataset) -> Task:
 def _validated(stage: Stage, posteriors: Sequence[Posterior], held_out: Sequence[Dataset]) -> dict[str, Any]:
     """Of each fit the loss on its held-out rows, and for a regression what the noise can be chosen by."""
     losses, errors, curves, plain = [], [], [], []
-    for posterior, test in zip(posteriors, held_out, strict=True):
+    for fit, posterior, test in zip(stage.fits, posteriors, held_out, strict=True):
         prediction = _predict(stage, posterior, test, stage.protocol.cv_draws)
         if test.task == "classification":
             losses.append(-prediction.log_prob(test.y).mean().item())
@@ -190,7 +190,7 @@ def _validated(stage: Stage, posteriors: Sequence[Posterior], held_out: Sequence
         drawn = _errors(prediction.parameters["loc"][0], test)
         losses.append(drawn.mean(0).square().mean().item())
         errors.append(_moments(drawn))
-        curves.append(_curve(drawn, scale_units(stage.data)))
+        curves.append(_curve(drawn, scale_units(stage.protocol.split(stage.data, fit.split)[0])))
         plain.append(_errors(_points(stage, posterior, test, stage.protocol.cv_draws), test))
     return {"loss": torch.tensor(losses, dtype=torch.float64), "errors": errors, "curves": curves, "plain": plain}
 
@@ -235,9 +235,13 @@ def _curve(errors: Tensor, units: Tensor) -> Tensor:
     return torch.stack(sums)
 
 
-def scale_units(data: Dataset) -> Tensor:
-    """Standard deviations of a regression's targets, [target], in which the scales of `_curve` are."""
-    return data.y.double().reshape(len(data), -1).std(0).clamp_min(torch.finfo(torch.float64).tiny)
+def scale_units(train: Dataset) -> Tensor:
+    """Standard deviations of a regression's targets, [target], in which the scales of `_curve` are.
+
+    Args:
+        train: The training rows of a split: test rows have no say in what the noise can be.
+    """
+    return train.y.double().reshape(len(train), -1).std(0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def best_by_pll(curves: Sequence[Tensor], units: Tensor) -> tuple[float, ...]:

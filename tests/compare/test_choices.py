@@ -10,6 +10,7 @@ from scipy import optimize, stats
 from bnnzoo.compare.cell import Cell, cut
 from bnnzoo.compare.protocol import Protocol, common_rows
 from bnnzoo.compare.stages import _curve, _fitted, _protocol, best_by, best_by_pll, run
+from bnnzoo.data import Dataset
 from tests.compare.small import SETTINGS, classes, dropout, line, point
 
 
@@ -246,6 +247,20 @@ def test_test_rows_take_part_in_nothing_but_scores():
             rows = {tuple(row) for row in torch.cat([part.x, held_out.x]).tolist()}
             assert rows == {tuple(row) for row in train.x.tolist()}
             assert not rows & {tuple(row) for row in test.x.tolist()}
+
+
+@pytest.mark.parametrize("noise_by", ["crps", "pll"])
+def test_a_test_target_changes_no_choice(noise_by):
+    data = line()
+    first = cell(dropout(), data, splits=1, noise_by=noise_by)
+    test = first.protocol.split(data, 0)[1]
+    y = data.y.clone()
+    y[(data.x == test.x[0]).all(1)] += 1e6
+    assert (y != data.y).sum() == 1
+    choices = []
+    for mine in (first, cell(dropout(), Dataset(data.x, y, name="line"), splits=1, noise_by=noise_by)):
+        choices += mine.choices([run(stage) for stage in mine.validation()])
+    assert choices[0] == choices[1]
 
 
 def test_scores_are_those_of_the_posterior_with_the_noise_chosen():
