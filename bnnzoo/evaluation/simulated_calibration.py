@@ -74,8 +74,8 @@ def sbc(
         `sbc_test` and `plot_sbc`.
 
     Raises:
-        ValueError: If the model cannot be drawn from, there is nothing to look at, a number is out of range, or draws
-            do not fit the model.
+        ValueError: If the model cannot be drawn from, there is nothing to look at, a number is out of range, draws do
+            not fit the model, or a posterior was fitted to standardized data.
         TypeError: If the sampler returns neither a posterior nor draws.
     """
     x = _inputs(bnn, x)
@@ -342,6 +342,11 @@ def _compared(
 def _draws(bnn: BayesianNetwork, posterior: Posterior | Values, num_samples: int, seed: int) -> Values:
     """Draws of all sites, [draw, *shape]."""
     if isinstance(posterior, Posterior):
+        if posterior.standardization is not None:
+            raise ValueError(
+                "the sampler's posterior was fitted to standardized data: its weights are in other units than the true "
+                "ones. Fit it to the data as they are, without with_standardization(); scale x before sbc if need be"
+            )
         most = min(num_samples, getattr(posterior.guide, "num_draws", num_samples))
         return {name: value.flatten(0, 1) for name, value in posterior.sample(most, seed).items()}
     if not isinstance(posterior, Mapping):

@@ -13,8 +13,9 @@ from scipy import stats
 from torch import nn
 
 from bnnzoo import BayesianNetwork, fit, guides, likelihoods, priors
+from bnnzoo.data import Dataset
 from bnnzoo.evaluation import plot_sbc, sbc, sbc_test, vsbc
-from bnnzoo.evaluation.simulated_calibration import _walk_tail
+from bnnzoo.evaluation.simulated_calibration import _seed, _walk_tail
 
 NOISE, ALARM = 0.7, 1e-7
 X = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 0.9], [0.0, 0.45]])
@@ -180,13 +181,39 @@ def test_a_trained_guide_is_calibrated_and_an_untrained_one_is_not(bnn):
 def test_a_posterior_is_a_sampler_s_answer_too():
     torch.manual_seed(0)
     bnn = BayesianNetwork(nn.Linear(2, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0))
+    found, values = [], []
 
     def sampler(data, seed):
-        return fit(bnn, guides.MeanField(bnn), data, epochs=2, chains=2, seed=seed)
+        found.append(fit(bnn, guides.MeanField(bnn), data, epochs=2, chains=2, seed=seed))
+        return found[-1]
 
-    result = sbc(bnn, X, sampler, replications=3, at=X[:2], num_samples=20)
-    assert list(result["quantity"].values) == [f"prediction[{i}, {k}]" for i in range(2) for k in range(3)]
-    assert ((result["p"] > 0) & (result["p"] < 1)).all()
+    keep = {"first": lambda each: values.append(each) or each["bias"][:, 0]}
+    result = sbc(bnn, X, sampler, replications=3, at=X[:2], functions=keep, num_samples=20)
+    predictions = [f"prediction[{i}, {k}]" for i in range(2) for k in range(3)]
+    assert list(result["quantity"].values) == [*predictions, "first"]
+    drawn = [each for each in values if len(each["bias"]) == 40]  # 20 of both chains
+    truths = [each for each in values if len(each["bias"]) == 1]
+    assert (len(drawn), len(truths)) == (3, 3)
+    for number, (posterior, draws, truth) in enumerate(zip(found, drawn, truths, strict=True)):
+        own = posterior.sample(20, _seed(0, number, 3))
+        for name in ("weight", "bias"):
+            assert torch.equal(draws[name], own[name].flatten(0, 1))
+
+        def quantities(each):
+            probs = (X[:2] @ each["weight"].mT + each["bias"][:, None]).softmax(-1)
+            return torch.cat([probs.flatten(1), each["bias"][:, :1]], 1)
+
+        below = (quantities(draws) < quantities(truth)).sum(0).numpy()
+        p = 41 * result["p"].sel(replication=number).values
+        assert ((below <= p) & (p <= below + 1)).all()
+
+
+def test_a_posterior_of_standardized_data_is_refused(bnn):
+    def sampler(data, seed):
+        return fit(bnn, guides.Map(bnn), Dataset(*data).with_standardization(), epochs=1, seed=seed)
+
+    with pytest.raises(ValueError, match="fitted to standardized data: its weights are in other units"):
+        sbc(bnn, X, sampler, replications=2)
 
 
 def test_what_is_refused(bnn):
