@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def plot_uncertainty_error(
         constant: A prediction of a constant uncertainty, `ConstantUncertainty.predict`: the half widths of its
             intervals are lines. Default: none.
         target: Name and unit of the target for the axes, such as `"strength (MPa)"`.
-        output: Which target, of several a datum.
-        window: Data that the running mean is over, ≥ 1. Default a tenth of them, at least 5.
+        output: Which target, of several a datum; of dense targets [N, H, W] by row, `h * W + w`.
+        window: Data that the running mean is over, ≥ 1; all, if it is more. Default a tenth of them, at least 5.
         ax: Where to draw. Default: a new figure.
 
     Returns:
@@ -55,15 +56,14 @@ def plot_uncertainty_error(
     if prediction.task != "regression":
         raise ValueError(f"errors by uncertainty are for regression, and these are {prediction.task} targets")
     observed = to_numpy(as_targets(prediction, y))
-    mean, halves = to_numpy(prediction.mean), _half_widths(prediction)
-    if observed.ndim > 1:
-        if not 0 <= output < observed.shape[1]:
-            raise ValueError(f"output must be 0 to {observed.shape[1] - 1}, given {output}")
-        observed, mean = observed[:, output], mean[:, output]
-        halves = [half[:, output] for half in halves]
-    window = max(5, len(observed) // 10) if window is None else window
-    if window < 1:
+    outputs = math.prod(observed.shape[1:])
+    if not 0 <= output < outputs:
+        raise ValueError(f"output must be 0 to {outputs - 1}, given {output}")
+    if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, given {window}")
+    observed, mean = _of_output(observed, output), _of_output(to_numpy(prediction.mean), output)
+    halves = [_of_output(half, output) for half in _half_widths(prediction)]
+    window = min(max(5, len(observed) // 10) if window is None else window, len(observed))
     order = np.argsort(halves[0], kind="stable")
     errors, halves = np.abs(observed - mean)[order], [half[order] for half in halves]
     running = pd.Series(errors).rolling(window, center=True, min_periods=(window + 1) // 2).mean().to_numpy()
@@ -160,5 +160,9 @@ def _half_widths(prediction: Prediction) -> list[np.ndarray]:
 
 def _constant_half_widths(constant: Prediction, output: int) -> list[float]:
     """The mean over data, though all should be alike."""
-    halves = _half_widths(constant)
-    return [float((half[:, output] if half.ndim > 1 else half).mean()) for half in halves]
+    return [float(_of_output(half, output).mean()) for half in _half_widths(constant)]
+
+
+def _of_output(values: np.ndarray, output: int) -> np.ndarray:
+    """One target of each datum, [N], of values [N, ...]."""
+    return values.reshape(len(values), -1)[:, output]

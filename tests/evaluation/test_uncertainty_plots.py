@@ -93,6 +93,23 @@ def test_one_of_several_targets_and_what_is_refused():
         plot_pit(prediction, y, bins=1)
 
 
+def test_windows_of_more_than_all_and_dense_targets():
+    prediction, y = numbers(8)
+    errors = np.abs(y - prediction.mean.numpy())
+    for count in (8, 2):
+        few = Prediction({k: v[:, :, :count] for k, v in prediction.parameters.items()}, dist.Normal, "regression")
+        for window in (None, 50) if count == 2 else (50,):
+            _, lines = parts(plot_uncertainty_error(few, y[:count], window=window))
+            running = lines[f"mean of {count} errors"].get_ydata()
+            assert np.isfinite(running).all()
+            assert running[count // 2] == pytest.approx(errors[:count].mean())
+    prediction, y = numbers(30, targets=(2, 3))
+    _, lines = parts(plot_uncertainty_error(prediction, y, constant=prediction, output=4))
+    assert set(lines["error"].get_ydata()) <= set(np.abs(y - prediction.mean.numpy())[:, 1, 1])
+    with pytest.raises(ValueError, match="output must be 0 to 5, given 6"):
+        plot_uncertainty_error(prediction, y, output=6)
+
+
 @pytest.mark.parametrize("width", [1.0, 3.0, 0.3])
 def test_pit_leaves_its_band_only_if_miscalibrated(width):
     prediction, y = numbers(2000, width=width)
