@@ -169,6 +169,14 @@ def test_a_page_of_one_chain_by_moments():
     assert "given 1 of 8" in page.cells["diagnostics"]["R-hat of predictions"][1]
 
 
+def test_a_page_of_a_pair_of_data_sets_and_names_that_are_taken(monkeypatch):
+    posterior, parts = fitted("counts", guides.Map, epochs=1)
+    monkeypatch.setattr("bnnzoo.evaluation.page.MOST_WORK", 0)
+    assert html_report(posterior, tuple(parts), num_samples=8) == html_report(posterior, parts, num_samples=8)
+    with pytest.raises(ValueError, match="name: 'poisson' is a baseline in the table of scores"):
+        html_report(posterior, parts, name="poisson", num_samples=8)
+
+
 def test_a_page_of_nuts():
     parts = split("regression", 20)
     posterior = sample(model("regression"), parts.train, num_samples=12, warmup_steps=5, chains=2, max_tree_depth=3)

@@ -81,7 +81,7 @@ def html_report(
         posterior: A fitted posterior.
         split: `(train, test)`, as of `Dataset.split`: the data it was fitted to, and those to score it on.
         title: Of the page; default from the posterior and the data.
-        name: What to call the posterior in the table of scores; default its guide's class.
+        name: What to call the posterior in the table of scores, not as a baseline; default its guide's class.
         settings: Further settings to list.
         command: The command that makes this posterior, to be shown.
         reference: What else to cite.
@@ -94,18 +94,22 @@ def html_report(
         HTML.
 
     Raises:
-        ValueError: If the split is not of the posterior's kind of data, or `num_samples` is below 4.
+        ValueError: If the split is not of the posterior's kind of data, `name` is a baseline's, or `num_samples` is
+            below 4.
     """
     if num_samples < 4:
         raise ValueError(f"num_samples must be at least 4, given {num_samples}")
     num_samples = min(num_samples, getattr(posterior.guide, "num_draws", num_samples))
+    split = Split(*split)
     train, test = split
     by_draws = predict.get("method", "draws") == "draws"
     drawn: dict[str, Any] = {"num_samples": num_samples} if by_draws else {}
-    prediction = posterior.predict(test.x, seed=seed, **drawn, **predict)
     name = name or type(posterior.guide).__name__
-    columns = {name: prediction.pooled}
-    columns |= dict(reversed(baseline_models.predict(split, seed=seed).items()))
+    baselines = dict(reversed(baseline_models.predict(split, seed=seed).items()))
+    if name in baselines:
+        raise ValueError(f"name: {name!r} is a baseline in the table of scores; call the posterior something else")
+    prediction = posterior.predict(test.x, seed=seed, **drawn, **predict)
+    columns = {name: prediction.pooled, **baselines}
     pooled = {model: score(each, test.y, seed=seed) for model, each in columns.items()}
     by_chain = score(prediction, test.y, seed=seed) if posterior.chains > 1 else None
     environment = jinja2.Environment(
