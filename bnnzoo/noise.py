@@ -40,7 +40,7 @@ def tune_noise(
         posterior: A posterior with a `likelihoods.Gaussian` whose scale is fixed or learned.
         data: Validation data in their own units: whatever `fit` takes.
         by: `"crps"` or `"pll"`.
-        num_samples: Draws a chain, see `Posterior.predict`.
+        num_samples: Draws a chain, default 200, see `Posterior.predict`; also of guides that predict by moments.
         seed: Fixes the draws.
 
     Returns:
@@ -65,7 +65,8 @@ def tune_noise(
             "Gaussian(scale=number)"
         )
     dataset = as_dataset(data)
-    prediction = posterior.predict(dataset.x, num_samples, seed)
+    # By draws whatever the guide's own way: the draws' spread is part of the predictive, and not of moments' `loc`.
+    prediction = posterior.predict(dataset.x, num_samples, seed, method="draws")
     with torch.no_grad():
         y = prediction._targets(likelihood.prepare(dataset.y)).double()
         targets = math.prod(y.shape[1:])
@@ -127,11 +128,12 @@ def _best(errors: Tensor, by: str, count: int, stacklevel: int) -> Tensor:
         rms = rms.square().mean(1, keepdim=True).sqrt()
     if not bool((rms > 0).all()):
         raise ValueError("the predictions equal the targets: there is no noise to choose a scale of")
+    errors = errors / rms[:, None, None]  # the search's tolerances are absolute
     # From the best of a grid on, along which the targets are independent of each other.
     top = errors.abs().amax((1, 2)) / math.sqrt(math.log(2.0))  # beyond that the scores of all data get worse
     top = top.amax(1, keepdim=True) if count == 1 else top
     steps = torch.linspace(0.0, 1.0, _GRID, dtype=errors.dtype, device=errors.device)[:, None, None]
-    low = (_FLOOR * rms).log()
+    low = math.log(_FLOOR)
     grid = low + steps * (top.log() - low)
     scores = torch.stack([_by_scale(criterion, errors, each.exp(), count) for each in grid])
     log_scale = grid.gather(0, scores.argmin(0, keepdim=True))[0].requires_grad_()
@@ -155,7 +157,7 @@ def _best(errors: Tensor, by: str, count: int, stacklevel: int) -> Tensor:
             UserWarning,
             stacklevel=stacklevel,
         )
-    return log_scale.maximum(low).exp()
+    return rms * log_scale.clamp_min(low).exp()
 
 
 def _by_scale(criterion: Criterion, errors: Tensor, scale: Tensor, count: int) -> Tensor:

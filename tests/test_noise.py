@@ -193,6 +193,37 @@ def test_scales_of_many_kinds_of_errors_are_global_optima(by):
         assert score(errors, found) <= min(score(errors, s) for s in grid) + 1e-9
 
 
+@pytest.mark.parametrize("by", ["crps", "pll"])
+def test_a_guide_that_predicts_by_moments_is_tuned_by_its_draws(by):
+    # Inputs far from those of the fit, where the weights spread the predictions as much as the noise does.
+    posterior = fitted(guides.MomentPropagation, data=(X[:10], Y[:10]), epochs=30)
+    far = 4 * TEST[0]
+    drawn = posterior.predict(far, num_samples=N, seed=1).draws[0].diagonal()  # each target of a draw of its own
+    test = (far, drawn + torch.randn(N, generator=gen(9)))
+    errors = errors_of(posterior, test)[0, ..., 0]
+    score = crps if by == "crps" else lambda e, s: negative_pll(e[..., None], s)
+    expected = search(lambda s: score(errors, s))
+    tuned = posterior.tune_noise(test, by=by).bnn.likelihood.scale.item()
+    assert tuned == pytest.approx(expected, rel=1e-4)
+    assert tuned < 0.8 * search(lambda s: score(errors.mean(0, keepdims=True), s))  # what takes the draws for noise
+    assert tuned == posterior.tune_noise(test, by=by, num_samples=200).bnn.likelihood.scale.item()
+
+
+@pytest.mark.parametrize("by", ["crps", "pll"])
+@pytest.mark.parametrize("draws", [1, 20])
+def test_scales_of_errors_of_any_size_are_found_alike(by, draws):
+    errors = torch.randn(1, draws, 200, 1, generator=gen(10)).double() / draws + torch.randn(200, 1, generator=gen(11))
+    expected = best_scale(errors, by).item()
+    sizes = torch.tensor([1.0, 1e-9, 1e-6, 1e-3, 1e6, 1e9]).double()
+    for size in sizes:
+        assert best_scale(size * errors, by).item() == pytest.approx(size.item() * expected, rel=1e-6)
+    chains = best_scale(sizes.view(-1, 1, 1, 1) * errors, by)[:, 0]
+    torch.testing.assert_close(chains / sizes, torch.full_like(sizes, expected), rtol=1e-6, atol=0)
+    if draws == 1:  # of more, the log likelihood is of the targets together
+        targets = best_scale(errors * sizes, by, each_target=True)[0]
+        torch.testing.assert_close(targets / sizes, torch.full_like(sizes, expected), rtol=1e-6, atol=0)
+
+
 def test_draws_that_spread_more_than_the_errors_leave_the_least_noise():
     errors = torch.linspace(-1, 1, 101).double().view(1, -1, 1, 1).expand(1, 101, 5, 1)
     with pytest.warns(UserWarning, match="the draws alone spread more than the errors: the best noise scale by crps"):
