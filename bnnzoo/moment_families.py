@@ -168,6 +168,11 @@ class BernoulliTargets(dist.Bernoulli):
         super().__init__(probs=self._expected(torch.sigmoid), validate_args=False)
 
     @cached_property
+    def complement(self) -> Tensor:
+        """Probability of no, [*B]: where `1 - probs` rounds to 0 it does not."""
+        return self._expected(lambda logit: (-logit).sigmoid())
+
+    @cached_property
     def between(self) -> Tensor:
         """Variances of the probability, [*B]."""
         return self._expected(lambda logit: (logit.sigmoid() - self.probs.unsqueeze(-1)).square())

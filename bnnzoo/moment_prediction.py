@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnzoo import likelihoods
+from bnnzoo._types import Distribution
 from bnnzoo._vectorize import CountingBytes, seeded
 from bnnzoo.guides import Empirical, MomentPropagation
 from bnnzoo.hermite import gauss_hermite
@@ -148,6 +149,11 @@ class MomentPrediction(Prediction):
     def chain(self, index: int) -> Self:
         """The prediction of one chain alone."""
         return replace(super().chain(index), outputs=of_chain(self.outputs, index))
+
+    def _classes(self, d: Distribution) -> Tensor:
+        if isinstance(d, BernoulliTargets):
+            return torch.stack([d.complement, d.probs], dim=-1)
+        return super()._classes(d)
 
     @property
     def pooled(self) -> Self:

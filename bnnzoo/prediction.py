@@ -204,6 +204,10 @@ class Prediction:
         """The prediction with all chains as one: an ensemble's, [1, chain x draw, N, *event]."""
         return replace(self, parameters=of_all_chains(self.parameters, *self.shape[:2]))
 
+    def double(self) -> Self:
+        """The same in float64, in which sure probabilities still differ and small differences do not cancel."""
+        return replace(self, parameters={name: value.double() for name, value in self.parameters.items()})
+
     def _reduce(self, fn: Callable[..., Tensor], *targets: Tensor) -> Tensor:
         """Apply a reduction over chains and draws to blocks of rows, so that its temporaries stay small."""
         parts = [fn(d, *(y[rows] for y in targets)) for rows, d in self._blocks()]
@@ -226,7 +230,25 @@ class Prediction:
     def _classes(self, d: Distribution) -> Tensor:
         if self.task != "classification":
             raise TypeError(f"{self.family.__name__} targets are not classes: use mean, epistemic and aleatoric")
-        return d.probs if isinstance(d, dist.Categorical) else torch.stack([1 - d.probs, d.probs], dim=-1)
+        if isinstance(d, dist.Categorical):
+            return d.probs
+        # Of a sure yes 1 - p rounds to 0, where p of as sure a no does not.
+        no = torch.sigmoid(-d.logits) if "logits" in self.parameters else 1 - d.probs
+        return torch.stack([no, d.probs], dim=-1)
+
+    def _log_classes(self) -> Tensor:
+        """Logarithms of `probs`, finite wherever those of the draws are, though a probability be too small for one."""
+
+        def mixture(d: Distribution) -> Tensor:
+            if "logits" not in self.parameters:
+                each = self._classes(d).log()
+            elif isinstance(d, dist.Categorical):
+                each = d.logits.log_softmax(-1)
+            else:
+                each = torch.nn.functional.logsigmoid(torch.stack([-d.logits, d.logits], dim=-1))
+            return each.logsumexp((0, 1)) - math.log(math.prod(each.shape[:2]))
+
+        return self._reduce(mixture)
 
     def _continuous(self, what: str) -> None:
         if self.task != "regression":

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnnzoo import prediction as module
+from bnnzoo.moment_families import BernoulliTargets
+from bnnzoo.moment_prediction import MomentPrediction
 from bnnzoo.prediction import Prediction, Summary, summarize
 
 CHAINS, DRAWS, N = 2, 3, 5
@@ -240,6 +242,27 @@ def test_bernoulli_statistics():
     np.testing.assert_array_equal(prediction.classes, p.mean(0) > 0.5)
     y = np.array([0.0, 1, 1, 0, 1])
     np.testing.assert_allclose(prediction.log_prob(y), np.log(np.where(y == 1, p.mean(0), 1 - p.mean(0))))
+
+
+@pytest.mark.parametrize("size", [17.0, 40.0, 80.0])
+def test_a_sure_yes_is_as_sure_as_a_sure_no(size):
+    yes, no = (
+        Prediction({"logits": torch.full((1, 2, 1), each)}, dist.Bernoulli, "classification") for each in (size, -size)
+    )
+    p = math.exp(-size) / (1 + math.exp(-size))
+    np.testing.assert_allclose(yes.probs, [[p, 1 - p]], rtol=1e-5)
+    assert torch.equal(yes.probs, no.probs.flip(-1))
+    assert yes.entropy.item() == no.entropy.item() > 0
+    wide = yes.double()
+    assert wide.probs.dtype == torch.float64
+    assert wide.probs[0, 0].item() == pytest.approx(p, rel=1e-12)
+    of_probs = Prediction({"probs": torch.tensor([[[0.25]]])}, dist.Bernoulli, "classification")
+    assert of_probs.probs.tolist() == [[0.75, 0.25]]
+    each = {"loc": torch.tensor([[[size, -size]]]), "output_variance": torch.full((1, 1, 2), 0.5)}
+    moments = MomentPrediction(each, BernoulliTargets, "classification")
+    assert moments.probs[0].tolist() == pytest.approx(moments.probs[1].flip(-1).tolist(), rel=1e-4)
+    assert moments.entropy[0].item() == pytest.approx(moments.entropy[1].item(), rel=1e-4)
+    assert moments.entropy[0].item() > 0
 
 
 def test_several_yes_no_targets():
