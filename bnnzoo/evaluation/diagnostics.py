@@ -283,8 +283,9 @@ def _some_draws(prediction: Prediction, part: slice) -> Prediction:
 def _kl(prediction: Prediction, reference: Prediction, num_targets: int, seed: int) -> tuple[float, float]:
     """KL(reference ‖ prediction), averaged over inputs, and its standard error."""
     if reference.task == "classification":
-        p, q = reference.probs.double(), prediction.probs.double()
-        terms = torch.special.xlogy(p, p) - torch.special.xlogy(p, q)
+        log_p, log_q = reference.double()._log_classes(), prediction.double()._log_classes()
+        p = log_p.exp()
+        terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
         return terms.reshape(len(p), -1).sum(1).mean().item(), 0.0
     y = _targets(reference, num_targets, seed)
     each = (_log_density(reference, y) - _log_density(prediction, y)).mean(1)

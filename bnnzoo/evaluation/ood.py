@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +100,7 @@ def uncertainties(prediction: Prediction) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If one is not finite.
     """
-    precise = replace(prediction, parameters={name: value.double() for name, value in prediction.parameters.items()})
+    precise = prediction.double()
     if prediction.task == "classification":
         probs = precise.probs
         entropy, most = torch.special.entr(probs).sum(-1), torch.tensor(math.log(probs.shape[-1]))

@@ -272,6 +272,26 @@ def test_kl_of_several_targets_adds_up_and_of_classes_is_exact():
     assert (found["kl_se"] == 0).all()
 
 
+@pytest.mark.parametrize("family", [dist.Categorical, dist.Bernoulli])
+@pytest.mark.parametrize("size", [200.0, 1000.0])  # beyond the least float32 and the least float64
+def test_kl_of_sure_classes_is_finite(family, size):
+    if family is dist.Categorical:
+        sure, unsure = torch.tensor([size, 0.0, 0.0]), torch.zeros(3)
+        expected = -math.log(3) + 2 * size / 3  # log 1/3 less the mean of log q
+    else:
+        sure, unsure = torch.tensor(size), torch.tensor(0.0)
+        expected = -math.log(2) + size / 2
+    prediction, reference = (
+        Prediction({"logits": each.expand(1, 4, 5, *each.shape)}, family, "classification") for each in (sure, unsure)
+    )
+    assert distance(prediction, reference)["kl"].item() == pytest.approx(expected, rel=1e-6)
+    assert distance(reference, prediction)["kl"].item() == pytest.approx(math.log(3 if sure.dim() else 2), rel=1e-6)
+    impossible = Prediction({"probs": torch.tensor([1.0, 0.0]).expand(1, 4, 5, 2)}, dist.Categorical, "classification")
+    even = Prediction({"probs": torch.tensor([0.5, 0.5]).expand(1, 4, 5, 2)}, dist.Categorical, "classification")
+    assert distance(impossible, even)["kl"].item() == math.inf
+    assert distance(impossible, impossible)["kl"].item() == 0.0
+
+
 def test_energy_distance_is_scipy_s_and_of_vectors_that_of_their_norms():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(1, 30, 1)), 0.5 + 2.0 * rng.normal(size=(2, 20, 1))
