@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -235,7 +236,8 @@ class FastGradientSign(Attack):
     """One step of size ε along the sign of the gradient at the inputs as they came.
 
     Attributes:
-        epsilons: Sizes of the step, ≥ 0, in the unit of `scale`; default 0 to 0.5 by 0.05, as in Li & Gal's Figure 6.
+        epsilons: Sizes of the step, ≥ 0 and increasing, in the unit of `scale`; default 0 to 0.5 by 0.05, as in Li
+            & Gal's Figure 6.
     """
 
     dim: ClassVar[str] = "epsilon"
@@ -249,6 +251,8 @@ class FastGradientSign(Attack):
         values = [float(value) for value in self.epsilons]
         if not values or not all(math.isfinite(value) and value >= 0 for value in values):
             raise ValueError(f"epsilons must be numbers of at least 0, one or more; given: {list(self.epsilons)}")
+        if any(later <= value for value, later in pairwise(values)):
+            raise ValueError(f"epsilons must be increasing: a curve goes along them; given: {list(self.epsilons)}")
 
     @override
     def run(self, x: Tensor, direction: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[float, Tensor]]:
@@ -446,9 +450,7 @@ class _Predictive:
 
     def _gradient(self, x: Tensor, y: Tensor, seed: int) -> Tensor:
         x = x.detach().requires_grad_()
-        prediction = self.at(x, seed)
-        wide = {name: value.double() for name, value in prediction.parameters.items()}
-        log_prob = replace(prediction, parameters=wide).log_prob(y)
+        log_prob = self.at(x, seed).double().log_prob(y)
         if not log_prob.requires_grad:
             raise ValueError("the network's outputs have no gradient by its inputs: there is no direction to attack in")
         return torch.autograd.grad(log_prob.sum(), x)[0]

@@ -429,6 +429,8 @@ class TestMistakes:
             (lambda: FastGradientSign(()), "epsilons must be"),
             (lambda: FastGradientSign((-0.1,)), "epsilons must be"),
             (lambda: FastGradientSign((math.nan,)), "epsilons must be"),
+            (lambda: FastGradientSign((0.2, 0.0, 0.1)), "epsilons must be increasing"),
+            (lambda: FastGradientSign((0.0, 0.1, 0.1)), "epsilons must be increasing"),
             (lambda: FastGradientSign(label="best"), "label must be one of 'predicted', 'true'"),
             (lambda: FastGradientSign(scale=-1.0), "scale must be"),
             (lambda: FastGradientSign(bounds=(1.0, 0.0)), "bounds must be"),
