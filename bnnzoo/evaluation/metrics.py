@@ -34,7 +34,7 @@ class Scored:
     """
 
     def __init__(self, prediction: Prediction, y: Tensor, seed: int) -> None:
-        self.prediction, self.seed = prediction, seed
+        self.prediction, self.seed = prediction.double(), seed
         self._y = y
         self.y = _floats(y)
 
@@ -208,8 +208,8 @@ def score(prediction: Prediction, y: Any, *, seed: int = 0) -> xr.Dataset:
         `"nats"` or `"1"`), and `better` (`"lower"`, `"higher"` or `"none"`).
 
     Raises:
-        ValueError: If `y` has another length or shape than the prediction, holds NaN or infinite values, or labels or
-            counts that the likelihood cannot produce.
+        ValueError: If there are no data, the prediction holds NaN, or `y` has another length or shape than the
+            prediction, holds NaN or infinite values, or labels or counts that the likelihood cannot produce.
     """
     values = pointwise(prediction, y, seed=seed)
     found = {}
@@ -262,6 +262,12 @@ def pointwise(prediction: Prediction, y: Any, *, seed: int = 0) -> xr.Dataset:
         ValueError: As `score`.
     """
     targets = as_targets(prediction, y)
+    unknown = [name for name, value in prediction.parameters.items() if bool(value.isnan().any())]
+    if unknown:
+        raise ValueError(
+            f"the prediction holds NaN ({', '.join(unknown)}) and has no scores: did the fit diverge, or are there "
+            "inputs that the network cannot take?"
+        )
     kinds = KINDS[prediction.task]
     with torch.no_grad():
         chains = (Scored(prediction.chain(index), targets, seed) for index in range(prediction.shape[0]))
@@ -293,7 +299,7 @@ def class_probabilities(prediction: Prediction) -> np.ndarray:
     Returns:
         float64; rows sum to 1.
     """
-    probs = to_numpy(prediction.probs).astype(np.float64)
+    probs = to_numpy(prediction.double().probs)
     return probs / probs.sum(-1, keepdims=True)
 
 
@@ -308,7 +314,7 @@ def predictive_draws(prediction: Prediction, seed: int = 0) -> np.ndarray:
     """
     times = math.ceil(_DRAWS / math.prod(prediction.shape[:2]))
     with seeded(seed, next(iter(prediction.parameters.values())).device), torch.no_grad():
-        return to_numpy(prediction.distribution.sample((times,)).flatten(0, 2))
+        return to_numpy(prediction.double().distribution.sample((times,)).flatten(0, 2))
 
 
 def pit(prediction: Prediction, y: Any, *, seed: int = 0) -> np.ndarray:
@@ -335,7 +341,7 @@ def pit(prediction: Prediction, y: Any, *, seed: int = 0) -> np.ndarray:
 
 def _pit(prediction: Prediction, targets: Tensor, seed: int) -> np.ndarray:
     if prediction.task == "regression":
-        return _floats(prediction.cdf(targets)).clip(0.0, 1.0)
+        return _floats(prediction.double().cdf(targets)).clip(0.0, 1.0)
     draws, observed = predictive_draws(prediction, seed), to_numpy(targets)
     below, ties = (draws < observed).sum(0), (draws == observed).sum(0)
     # The target is one more draw if the prediction is right: its rank among S + 1 is uniform.
@@ -351,10 +357,11 @@ def as_targets(prediction: Prediction, y: Any) -> Tensor:
         y: Tensor, array, list or series.
 
     Returns:
-        On the prediction's device, [N] or [N, ...]; int64 for categorical labels, else floating.
+        On the prediction's device, [N] or [N, ...]; int64 for categorical labels, else float64, whatever the prediction
+        is: in float32 a large target would lose its difference from what was predicted.
 
     Raises:
-        ValueError: If they do not fit the prediction.
+        ValueError: If they do not fit the prediction, or there are none.
     """
     try:
         values = y.detach().cpu().double() if isinstance(y, Tensor) else torch.from_numpy(np.array(y, np.float64))
@@ -364,6 +371,8 @@ def as_targets(prediction: Prediction, y: Any) -> Tensor:
     if values.dim() == 0 or values.shape[0] != expected[0]:
         given = values.shape[0] if values.dim() else "a single number"
         raise ValueError(f"y and the prediction differ in length: the prediction has {expected[0]} data, y has {given}")
+    if not math.prod(expected):
+        raise ValueError(f"there are no data: the prediction and y are empty, of shape {expected}")
     if tuple(values.shape) == (*expected, 1):
         values = values.squeeze(-1)
     if tuple(values.shape) != expected:
@@ -379,7 +388,7 @@ def as_targets(prediction: Prediction, y: Any) -> Tensor:
             allowed = "counts 0, 1, 2, ..." if top == math.inf else f"labels 0 to {top}"
             raise ValueError(f"y must hold {allowed}, given values from {values.min():g} to {values.max():g}")
     values = values.to(device=reference.device)
-    return values.long() if categorical else values.to(reference.dtype)
+    return values.long() if categorical else values
 
 
 def to_numpy(values: Tensor) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Scores of predictions against independent implementations and numerical integration; what they refuse."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pyro.distributions as dist
@@ -8,7 +10,7 @@ import torch
 from scipy import integrate, optimize, special, stats
 from sklearn import metrics as sk
 
-from bnnzoo.evaluation import pit, score, scores
+from bnnzoo.evaluation import pit, pointwise, score, scores, uncertainties
 from bnnzoo.evaluation.metrics import KINDS, numbers, predictive_draws
 from bnnzoo.prediction import Prediction
 
@@ -207,6 +209,39 @@ def test_targets_that_do_not_fit(mixture, y, message):
 def test_labels_and_counts_that_cannot_be(prediction, y, message):
     with pytest.raises(ValueError, match=message):
         score(prediction, y)
+
+
+def test_there_must_be_something_to_score():
+    prediction = Prediction({"loc": torch.zeros(1, 3, 0), "scale": torch.ones(1, 1, 1)}, dist.Normal, "regression")
+    with pytest.raises(ValueError, match=r"there are no data: the prediction and y are empty, of shape \(0,\)"):
+        score(prediction, [])
+    loc = torch.tensor([[[0.0, math.nan]]])
+    prediction = Prediction({"loc": loc, "scale": torch.ones(1, 1, 1)}, dist.Normal, "regression")
+    with pytest.raises(ValueError, match=r"the prediction holds NaN \(loc\) and has no scores"):
+        score(prediction, [0.0, 1.0])
+
+
+def test_targets_far_from_zero_keep_their_differences():
+    loc = torch.full((1, 1, 4), 1.7e9)  # where float32 has steps of 128
+    prediction = Prediction({"loc": loc, "scale": torch.full((1, 1, 1), 50.0)}, dist.Normal, "regression")
+    center = loc[0, 0, 0].item()
+    found = scored(prediction, np.full(4, center + 60))
+    near = Prediction({"loc": 0 * loc, "scale": torch.full((1, 1, 1), 50.0)}, dist.Normal, "regression")
+    expected = scored(near, np.full(4, 60.0))
+    assert found["rmse"] == pytest.approx(60.0, rel=1e-6)
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    np.testing.assert_allclose(pit(prediction, np.full(4, center + 60)), stats.norm.cdf(1.2), rtol=1e-6)
+
+
+def test_mutual_information_of_draws_that_nearly_agree_is_that_of_float64():
+    rng = np.random.default_rng(0)
+    logits = torch.as_tensor(1e-4 * rng.normal(size=(1, 200, 50, 3)) + np.array([0.0, 0.3, 0.1])).float()
+    prediction = Prediction({"logits": logits}, dist.Categorical, "classification")
+    expected = scores.mutual_information(special.softmax(logits[0].double().numpy(), -1))
+    found = pointwise(prediction, [0] * 50)["mutual_information"].to_numpy()[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, uncertainties(prediction)["mutual_information"], rtol=1e-9)
 
 
 def test_pit_of_gaussians_is_their_distribution_function(mixture):
