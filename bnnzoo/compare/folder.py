@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from bnnzoo import files
 from bnnzoo.compare.method import Method
@@ -18,6 +21,7 @@ from bnnzoo.training_data import checksum
 
 SETTINGS = "settings.json"
 CELLS = "cells"
+LOCK = ".lock"
 CELL = "cell.json"
 RESULT = "result.pt"
 
@@ -31,13 +35,33 @@ class Folder:
 
     A cell's folder has `cell.json`, which tells its data and method, a file for each finished stage, and `result.pt`
     in their place when all are. Every file is written beside its place and renamed, so that one which is there is
-    whole.
+    whole. `.lock` is locked while a comparison is at work, and stays.
 
     Attributes:
         path: Where it is.
     """
 
     path: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes from working in it; the lock of a process that died is gone.
+
+        Raises:
+            ValueError: If another comparison works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"another comparison is at work in {self.path}: wait until it ends, or give another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def open(self, protocol: Protocol) -> None:
         """Makes the folder, or checks that it is one of the same protocol.
@@ -52,8 +76,16 @@ class Folder:
         """Makes a cell's folder, or checks that it is of the same data and method.
 
         Raises:
-            ValueError: If other data or another method of the same name are there; says in what they differ.
+            ValueError: If other data or another method of the same name are there; says in what they differ. If the
+                folder has cells of another task.
         """
+        for other in sorted((self.path / CELLS).glob(f"*/{CELL}")):
+            there = _read(other)
+            if there.get("task", data.task) != data.task:  # those of earlier versions do not tell their task
+                raise ValueError(
+                    f"{data.name} is a {data.task}, and {self.path} has a {there['task']}, {there['data']}: "
+                    "they need a folder each"
+                )
         path = self.path / CELLS / cell_name(data.name, method.name)
         path.mkdir(exist_ok=True)
         what = f"{self.path} has results of {method.name!r} on {data.name!r} already, with other settings"
@@ -115,7 +147,7 @@ def write_result(cell: Path, result: Mapping[str, Any]) -> None:
 
 def _about(data: Dataset, method: Method) -> dict[str, Any]:
     """What `cell.json` tells."""
-    about = {"data": data.name, "rows": len(data), "checksum": checksum(data.x, data.y)}
+    about = {"data": data.name, "task": data.task, "rows": len(data), "checksum": checksum(data.x, data.y)}
     return {**about, "method": method.describe(), "label": method.label}
 
 
@@ -146,7 +178,7 @@ def _same(path: Path, settings: Mapping[str, Any], what: str) -> None:
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for name in dict.fromkeys([*there, *here]):
-        if name == "label":
+        if name == "label" or (name == "task" and name not in there):
             continue
         old, new = there.get(name), here.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

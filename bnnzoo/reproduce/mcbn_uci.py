@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
+from bnnzoo import data as datasets
 from bnnzoo.compare import (
     METHODS,
     PAPER_METHODS,
@@ -21,7 +23,7 @@ from bnnzoo.compare import (
     significance,
     stars,
 )
-from bnnzoo.compare.folder import CELLS, RESULT, cell_name
+from bnnzoo.compare.folder import CELLS, RESULT, Folder, cell_name
 from bnnzoo.reproduce import mcbn_paper as paper
 from bnnzoo.reproduce.entry import Context, Entry, Result, Table
 
@@ -71,6 +73,10 @@ class Comparison:
 
         Args:
             context: Of the entry.
+
+        Returns:
+            As of `bnnzoo.compare.compare`, with `departures` [data, method], the settings in which a cell that was
+            there differs from this comparison, in words; "" if in none.
         """
         path = context.fits / self.name
         groups: dict[tuple[str, ...], list[str]] = {}
@@ -82,7 +88,28 @@ class Comparison:
                 chosen = [method for method in self.methods if method.name in names]
                 progress = False if context.quiet else None
                 compare(sets, chosen, self.protocol, out=path, workers=context.workers, progress=progress)
-        return load_results(path).sel({"data": list(self.data), "method": [method.name for method in self.methods]})
+        found = load_results(path).sel({"data": list(self.data), "method": [method.name for method in self.methods]})
+        folder, loaded = Folder(path), [datasets.load(name) for name in self.data]
+        differing = [["; ".join(folder.departures(self.protocol, each, m)) for m in self.methods] for each in loaded]
+        return found.assign(departures=(("data", "method"), np.array(differing, object)))
+
+
+def departures(found: xr.Dataset) -> list[str]:
+    """A note for all cells that were finished earlier, in the same other settings.
+
+    Args:
+        found: Of `Comparison.results`, one or several joined.
+    """
+    cells: dict[str, list[str]] = {}
+    for name, row in zip(found["data"].values, found["departures"].transpose("data", "method").values, strict=True):
+        for method, differing in zip(found["method"].values, row, strict=True):
+            if isinstance(differing, str) and differing:  # NaN where a joined part has no such cell
+                cells.setdefault(differing, []).append(f"{name} {LABELS.get(method, method)}")
+    return [
+        f"Finished earlier, in other settings than this command's, which other notes name: {', '.join(names)}: "
+        f"{differing}."
+        for differing, names in cells.items()
+    ]
 
 
 def comparisons(context: Context) -> list[Comparison]:
@@ -198,14 +225,13 @@ def _notes(context: Context, found: xr.Dataset, far: Sequence[str], cells: int) 
         notes.append(f"Beyond {FAR:g} standard errors: {len(far)} of {cells}: {', '.join(far)}.")
     if context.scale == "cpu":
         notes.append(
-            "Against the paper's protocol (section 4.3): other random splits; 1000 steps with a learning rate of 0.01 "
-            "that falls along a cosine (the paper: up to 2000 epochs at 0.001, their number chosen, too); "
+            "Against the paper's protocol (section 4.3): other random splits; 1000 steps or some more (whole epochs) "
+            "with a learning rate of 0.01 that falls along a cosine from epoch to epoch (protein's few epochs do not "
+            "come near 0; the paper: up to 2000 epochs at 0.001, their number chosen, too); "
             "shorter grids of weight decay, dropout rate and batch size; protein with 50 units a layer, not 100; MNF "
             "without early stopping, the weight of its KL divergence annealed."
         )
-    if context.scale == "smoke":
-        notes.append("A smoke run on other data: the numbers mean nothing.")
-    return notes
+    return notes + departures(found)
 
 
 def _scored(

@@ -1,6 +1,7 @@
 """What the entries of the MCBN paper compute, and what they print beside it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from scipy import stats
 from torch import nn
 
 from bnnzoo import BayesianNetwork, Prediction, fit, guides, likelihoods
+from bnnzoo.compare import METHODS
 from bnnzoo.reproduce import Context, entries, mcbn_batch, mcbn_cifar, mcbn_segmentation, mcbn_toy, mcbn_uci
 from bnnzoo.reproduce import mcbn_paper as paper
 from bnnzoo.reproduce.mcbn_statistics import kolmogorov_smirnov
@@ -96,6 +98,37 @@ def test_curves_and_their_table():
 def test_results_that_are_not_finished_are_left_out():
     found = results(["8", "16"], np.array([[[[1.0, 1.0], [3.0, 3.0]], np.full((2, 2), np.nan)]]))
     assert mcbn_batch.curves(found, "crps") == {"boston": {8: pytest.approx((2.0, 1.0))}}
+
+
+def test_cells_of_other_settings_are_named(tmp_path):
+    context = Context("smoke", tmp_path, quiet=True)
+    protocol = replace(mcbn_uci.SMOKE, splits=1, seeds=1, steps=1)
+    methods = [replace(METHODS[name], grid={"batch_size": (64,)}) for name in ("mcbn", "dropout")]
+    earlier = mcbn_uci.Comparison("fits", ["diabetes"], methods, protocol)
+    found = earlier.results(context)
+    assert mcbn_uci.departures(found) == []
+    changed = [methods[0], replace(methods[1], label="another", grid={"batch_size": (32,)})]
+    again = mcbn_uci.Comparison("fits", ["diabetes"], changed, protocol).results(context)
+    np.testing.assert_array_equal(again["rmse"], found["rmse"])
+    (note,) = mcbn_uci.departures(again)
+    assert "diabetes MCDO: method grid batch_size is [64.0] there and [32.0] now." in note
+    assert "MCBN" not in note
+    other = mcbn_uci.Comparison("fits", ["diabetes"], methods, replace(protocol, lr=0.5)).results(context)
+    both = mcbn_uci.joined([other.sel({"method": ["mcbn"]}), other.sel({"method": ["dropout"]})], "method")
+    (note,) = mcbn_uci.departures(both)
+    assert "diabetes MCBN, diabetes MCDO: lr is 0.01 there and 0.5 now." in note
+    assert note in mcbn_uci._notes(context, other, [], 0)
+    cell = tmp_path / "fits" / "cells" / "diabetes~mcbn" / "cell.json"
+    cell.write_text(cell.read_text().replace('"checksum": ', '"checksum": 1'))
+    (note,) = mcbn_uci.departures(earlier.results(context))
+    assert "diabetes MCBN: checksum is" in note
+
+
+def test_notes_on_batch_sizes_have_the_number_of_runs(tmp_path):
+    found = results(["8"], np.arange(6.0).reshape(1, 1, 2, 3)).assign(departures=(("data", "method"), [["another"]]))
+    ran = mcbn_batch._run("t", "w", lambda _: found, "crps", paper.CRPS_BY_BATCH, Context("smoke", tmp_path))
+    assert "2 splits and 3 seeds" in ran.notes[0]
+    assert "boston 8: another." in ran.notes[-1]
 
 
 def test_the_protocol_of_the_paper(tmp_path):
