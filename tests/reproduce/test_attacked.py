@@ -11,12 +11,12 @@ EPSILONS = np.round(0.05 * np.arange(11), 2)
 
 
 def curve(dim, sizes, **scores):
-    """Two chains, 0.02 apart, with a standard error of 0.03 over images."""
+    """Two chains, 0.02 apart, with a standard error of 0.02 over images."""
     variables = {}
     for name, values in scores.items():
         values = np.asarray(values, float)
         variables[name] = (("chain", dim), np.stack([values - 0.01, values + 0.01]))
-        variables[f"{name}_se"] = (("chain", dim), np.full((2, len(values)), 0.03))
+        variables[f"{name}_se"] = (("chain", dim), np.full((2, len(values)), 0.02))
     return xr.Dataset(variables, {"chain": [0, 1], dim: sizes})
 
 
@@ -35,7 +35,7 @@ def targeted(share, entropy):
 
 
 UNTARGETED = {
-    "MLP": untargeted(0.06, 0.2),
+    "MLP": untargeted(0.065, 0.2),
     "α = 0": untargeted(0.15, 1.0),
     "α = 0.5": untargeted(0.16, 1.1),
     "α = 1": untargeted(0.2, 1.2),
@@ -55,16 +55,16 @@ class TestTables:
         row = dict(zip(table.header, table.rows[1], strict=True))
         # Chains of 0.49 and 0.51 where the mean is 0.5: 0.01 / 3 to either side in η.
         assert row["η at 50% accuracy"] == "0.150 ± 0.003"
-        assert row["accuracy at η = 0"] == "0.95 ± 0.03"
-        assert table.rows[1][4] == f"{0.95 - 3 * 0.1:.2f} ± 0.03"
-        assert table.rows[1][-1] == "1.00 ± 0.03"
+        assert row["accuracy at η = 0"] == "0.95 ± 0.02"
+        assert table.rows[1][4] == f"{0.95 - 3 * 0.1:.2f} ± 0.02"
+        assert table.rows[1][-1] == "1.00 ± 0.02"
 
     def test_targeted(self):
         table = bb_alpha_adversarial.targeted_table(TARGETED, 150)
         row = dict(zip(table.header, table.rows[0], strict=True))
         assert row["step: half are 0"] == "20.0 ± 0.4"
-        assert row["after 40: share 0"] == "1.00 ± 0.03"
-        assert row["entropy, nats"] == "0.01 ± 0.03"
+        assert row["after 40: share 0"] == "1.00 ± 0.02"
+        assert row["entropy, nats"] == "0.01 ± 0.02"
         assert row["greatest entropy"] == "1.20 (step 20)"
 
     def test_what_never_happens(self):
@@ -82,10 +82,14 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("changed", "broken"),
         [
-            ({"α = 0": untargeted(0.05, 1.0)}, [0]),
+            ({"α = 0": untargeted(0.05, 1.0)}, [0, 3]),
             ({"α = 0.5": untargeted(0.25, 1.1)}, [1]),
             ({"MLP": untargeted(0.14, 0.2)}, [2]),
-            ({"α = 0": untargeted(0.19999, 0.18)}, [4]),
+            ({"MLP": untargeted(0.075, 0.2)}, [2]),  # 2.1 times
+            ({"MLP": untargeted(0.055, 0.2)}, [2]),  # 5.5 times
+            ({"α = 0": untargeted(0.19999, 1.0)}, [3]),  # as much
+            ({"α = 0": untargeted(0.095, 1.0)}, [3]),  # 1.3 times and more
+            ({"α = 0": untargeted(0.15, 0.0)}, [4]),
         ],
     )
     def test_each_can_fail(self, changed, broken):
@@ -93,8 +97,31 @@ class TestClaims:
         assert [place for place, verdict in enumerate(verdicts) if verdict == "no"] == broken
 
     def test_those_of_targets_can_fail(self):
-        verdicts = self.verdicts(UNTARGETED, {**TARGETED, "α = 1": targeted(1.0, 0.0)})
+        verdicts = self.verdicts(UNTARGETED, {**TARGETED, "MLP": targeted(0.5, 0.7)})
         assert verdicts[-2:] == ["no", "no"]
+
+    @pytest.mark.parametrize(
+        ("changed", "near"),
+        [
+            ({"α = 0": untargeted(0.17, 1.0)}, [3]),  # 1.06 times
+            ({"α = 0": untargeted(0.15, 0.19)}, [4]),
+            ({"α = 0.5": untargeted(0.2, 1.1)}, [1]),
+        ],
+    )
+    def test_what_is_within_error_is_neither(self, changed, near):
+        verdicts = self.verdicts({**UNTARGETED, **changed}, TARGETED)
+        assert [place for place in near if verdicts[place] != "within error"] == []
+        assert "no" not in verdicts
+
+    def test_verdicts(self):
+        verdict, about = bb_alpha_adversarial.verdict, bb_alpha_adversarial.about
+        assert [verdict([(value, 1.0)]) for value in (2.1, 1.9, -1.9, -2.1)] == ["yes", *["within error"] * 2, "no"]
+        assert verdict([(3.0, 1.0), (1.0, 1.0)]) == "within error"
+        assert verdict([(3.0, 1.0), (-3.0, 1.0)]) == "no"
+        assert verdict([(3.0, np.nan)]) == "-"
+        assert about((0.6, 0.01), (0.2, 0.01), 2.5, 3.5) == "yes"
+        assert about((0.6, 0.3), (0.2, 0.01), 2.5, 3.5) == "within error"
+        assert about((0.6, 0.01), (0.0, 0.0), 2.5, 3.5) == "no"
 
     def test_of_the_mnf_paper(self):
         def of(accuracy, entropy, confidence):
@@ -109,6 +136,9 @@ class TestClaims:
         curves[METHODS["dropout"].label] = of(falling(0.2), 0.4, 0.6)
         verdicts = [row[-1] for row in mnf_adversarial.claims(curves).rows]
         assert verdicts == ["no: MNF", "no", "no", "no", "no"]
+        curves[METHODS["mnf"].label] = of(falling(0.205), 0.41, 0.2)
+        verdicts = [row[-1] for row in mnf_adversarial.claims(curves).rows]
+        assert (verdicts[0], verdicts[-1]) == ("within error", "within error")
 
 
 def test_the_settings_of_the_papers(tmp_path):
