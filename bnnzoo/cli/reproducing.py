@@ -24,6 +24,9 @@ from bnnzoo.reproduce import SCALES, Context, Entry, Result, Scale, entries
 
 RESULT, RECORD = "result.md", "result.json"
 
+SMOKE = "A smoke run, on small or other data: the numbers mean nothing."
+"""A note of every entry at that scale."""
+
 
 def reproduce(
     what: Annotated[
@@ -66,6 +69,8 @@ def reproduce(
         context = Context(cast(Scale, scale), folder, seed, workers, quiet, out / f"fits-{scale}-{seed}")
         began = time.perf_counter()
         result = entry.run(context)
+        if scale == "smoke":
+            result.notes.insert(0, SMOKE)
         report.files(console, _written(console, entry, context, result, time.perf_counter() - began))
 
 

@@ -82,9 +82,17 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The table as Markdown, its caption above."""
-        lines = ["| " + " | ".join(self.header) + " |", "|" + " --- |" * len(self.header)]
-        return "\n".join([f"**{self.caption}**", "", *lines, *("| " + " | ".join(row) + " |" for row in self.rows)])
+        r"""The table as Markdown, its caption above; a | in a text is written as \|."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(map(_escaped, cells)) + " |"
+
+        top = [f"**{_escaped(self.caption)}**", "", line(self.header), "|" + " --- |" * len(self.header)]
+        return "\n".join([*top, *map(line, self.rows)])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 @dataclass

@@ -70,6 +70,13 @@ def test_entries_are_listed(entries, run, tmp_path, words, named):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(("scale", "said"), [("smoke", 1), ("cpu", 0)])
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(entries, run, tmp_path, scale, said):
+    assert run("moments/table-1", "--scale", scale, "--out", "here")[0] == 0
+    page = (tmp_path / "here" / f"moments-table-1-{scale}-0" / "result.md").read_text()
+    assert page.count("numbers mean nothing") == said
+
+
 def test_an_entry_leaves_a_page_figures_and_numbers(entries, run, tmp_path):
     code, out, _ = run("mnf/figure-1", "--scale", "smoke", "--out", "here", "--seed", "3", "--workers", "2")
     assert code == 0

@@ -4,7 +4,20 @@ import math
 
 import pytest
 
-from bnnzoo.reproduce import SCALES, Context, Table, entries, mean_and_error, plus_minus
+from bnnzoo import data
+from bnnzoo.reproduce import (
+    SCALES,
+    Context,
+    Table,
+    bb_alpha_uci,
+    entries,
+    mcbn_batch,
+    mcbn_statistics,
+    mcbn_toy,
+    mcbn_uci,
+    mean_and_error,
+    plus_minus,
+)
 
 
 def test_a_scale_picks_its_value(tmp_path):
@@ -36,6 +49,46 @@ def test_a_table_in_markdown():
         "| Map | 0.61 | 0.6 |",
         "| MNF | 0.71 | 0.7 |",
     ]
+
+
+def test_bars_in_a_table_do_not_end_its_cells():
+    lines = Table("p(y|x)", ["|z|", "b"], [["a|b", "1"]]).markdown().splitlines()
+    assert lines == [r"**p(y\|x)**", "", r"| \|z\| | b |", "| --- | --- |", r"| a\|b | 1 |"]
+
+
+class AskedError(Exception):
+    """In place of data."""
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_entries_say_what_they_load(tmp_path, monkeypatch, scale):
+    asked = []
+
+    def load(name, *args, **kwargs):
+        asked.append(name)
+        raise AskedError
+
+    monkeypatch.setattr(data, "load", load)
+    for entry in entries().values():
+        said = entry.data + (entry.paper_data if scale == "paper" else ())
+        if said:
+            (folder := tmp_path / entry.name).mkdir(parents=True)
+            with pytest.raises(AskedError):
+                entry.run(Context(scale, folder, quiet=True))
+            assert asked.pop() in said, entry.name
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_entries_of_several_data_sets_say_all_of_them(tmp_path, scale):
+    context, known = Context(scale, tmp_path), entries()
+    regressions = {name for part in mcbn_uci.comparisons(context) for name in part.data}
+    used = {f"mcbn/table-{number}": regressions for number in range(4, 8)}
+    used |= {f"mcbn/table-{number}": set(mcbn_batch._sets(context)) for number in range(8, 12)}
+    used["mcbn/figure-2"], used["mcbn/figure-3"] = set(mcbn_toy.SETS), set(mcbn_statistics.SETS[scale])
+    by_alpha = {name for names in bb_alpha_uci.SIZES[scale].sets.values() for name in names}
+    used |= {"bb-alpha/figure-2": by_alpha, "bb-alpha/figure-3": by_alpha}
+    for name, sets in used.items():
+        assert {*known[name].data, *(known[name].paper_data if scale == "paper" else ())} == sets, name
 
 
 def test_mean_and_its_standard_error():
