@@ -393,6 +393,11 @@ def run(context: Context, what: str, label: str, better: str, file: str) -> Resu
         "The paper's figures have no printed numbers: it finds that α above 0 significantly improves the test "
         "likelihood at a comparable error, and that 0.5 is good in both; it does not tell its dropout rates.",
     ]
+    most = max(size.splits.values())
+    notes.append(
+        f"Splits are drawn with the seeds {context.seed} to {context.seed + most - 1}: a run has splits in common with "
+        f"those whose --seed differs by less than {most}."
+    )
     for (name, method, _), result in results.items():
         if method == "nuts":
             worst, least = max(result["r_hat"]), min(result["ess"])
