@@ -27,18 +27,22 @@ class Protocol:
         test_size: Test rows: a fraction in (0, 1), or a number of rows. Of data with an official test set the rest of
             the training rows is trained on, and the official set is left alone.
         hidden: Units of each hidden layer of the ReLU network.
-        steps: Optimizer steps of each fit, ≥ 1, rounded up to whole epochs.
+        steps: Optimizer steps of each fit, ≥ 1, rounded up to whole epochs; those that are scored on test rows take at
+            least as many as those of the cross-validation.
         epochs: Passes over the data in place of `steps`; None for those.
         batch_size: Rows a step, ≥ 1, where a method's grid has no other; at most all.
         lr: Learning rate of Adam, > 0.
-        schedule: `"cosine"` lets the learning rate fall to 0, `"constant"` does not.
+        schedule: `"cosine"` lets the learning rate fall to 0, `"constant"` does not. The cosine moves from epoch to
+            epoch, not from step to step: of one epoch the rate is `lr` throughout, of two it is half of `lr` in the
+            last one, and only of many is it near 0 in the end.
         draws: Posterior draws a seed on the test rows, ≥ 1.
         cv_draws: Posterior draws a fit in the cross-validation, ≥ 1.
         noise_by: What the noise scale of a regression is chosen by on the folds' held-out rows: `"crps"`, as in the
             paper, or `"pll"`.
         seed: Fixes splits, folds, initial values, minibatches and draws, ≥ 0.
         max_chains: Most fits that are trained as one vectorized stack, ≥ 1. It bounds the memory, and is a part of the
-            protocol because the last digits of results depend on it.
+            protocol because results depend on it: it numbers the stacks, which are a part of the seeds, so that
+            another value changes all minibatches and draws.
 
     Raises:
         ValueError: If a number is out of range, or a word unknown; says which.
@@ -80,14 +84,15 @@ class Protocol:
         """The settings by name, as JSON holds them."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
-    def epochs_of(self, rows: int, batch_size: int) -> int:
+    def epochs_of(self, rows: int, batch_size: int, steps: int | None = None) -> int:
         """Epochs of a fit.
 
         Args:
             rows: Training rows.
             batch_size: Rows a step.
+            steps: At least so many, ≥ 1, where no `epochs` are given; default the protocol's.
         """
-        return self.epochs or math.ceil(self.steps / math.ceil(rows / batch_size))
+        return self.epochs or math.ceil((steps or self.steps) / math.ceil(rows / batch_size))
 
     def seed_of(self, *where: int) -> int:
         """A seed for one purpose, which no other has.

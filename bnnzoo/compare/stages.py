@@ -89,9 +89,11 @@ class Stage:
     @property
     def work(self) -> float:
         """How much work it is, relative to other stages: rows that go through the network in training."""
-        rows = len(self.data) * (1 - 1 / self.protocol.folds if self.kind == CV else 1)
-        batch = min(self.call.get("batch_size", self.protocol.batch_size), rows)
-        return self.num_fits * _protocol(self.protocol, self.call).epochs_of(int(rows), int(batch)) * rows
+        protocol = _protocol(self.protocol, self.call)
+        size, total = protocol.test_size, len(self.data)
+        train = int(total - size if size >= 1 else total * (1 - size))
+        sizes = [train - train // protocol.folds, train][: 2 if self.kind == FINAL else 1]
+        return self.num_fits * _epochs(protocol, [(n, min(n, protocol.batch_size)) for n in sizes]) * sizes[-1]
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -126,17 +128,22 @@ def _fitted(stage: Stage) -> tuple[list[Posterior], list[Dataset]]:
     if stage.kind == CV:
         folds = {split: protocol.fold(stage.data, split) for split in splits}
         pairs = [folds[fit.split][fit.fold or 0] for fit in stage.fits]
-        alike = folds[stage.fits[0].split]  # folds of all splits have the same lengths
     else:
         wholes = {split: protocol.split(stage.data, split) for split in splits}
         pairs = [wholes[fit.split] for fit in stage.fits]
-        alike = pairs
-    rows, batch_size = common_rows([train for train, _ in alike], protocol.batch_size)
+    rows, batch_size, epochs = training_of(stage)
     trains = [train if len(train) == rows else train.subset(slice(0, rows)) for train, _ in pairs]
-    epochs = protocol.epochs_of(rows, batch_size)
     tasks = [_task(stage, fit, train) for fit, train in zip(stage.fits, trains, strict=True)]
+    try:
+        return _fit(stage, tasks, batch_size, epochs), [test for _, test in pairs]
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{stage.method.name} on {stage.data.name}: {error}") from error
+
+
+def _fit(stage: Stage, tasks: Sequence[Task], batch_size: int, epochs: int) -> list[Posterior]:
+    protocol = stage.protocol
     schedule = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
-    posteriors = fit_each(
+    return fit_each(
         tasks,
         objective=_objective(tasks[0].guide, stage.method.kl_annealing * epochs),
         epochs=epochs,
@@ -147,7 +154,31 @@ def _fitted(stage: Stage) -> tuple[list[Posterior], list[Dataset]]:
         seed=protocol.seed_of(3, stage.kind == FINAL, stage.number),
         progress=False,
     )
-    return posteriors, [test for _, test in pairs]
+
+
+def training_of(stage: Stage) -> tuple[int, int, int]:
+    """How long a stage's fits are trained: rows, rows a step, and epochs.
+
+    Both kinds of stages round steps up to whole epochs, of different lengths: final fits take at least as many steps as
+    those of the cross-validation that chose for them.
+
+    Args:
+        stage: The stage.
+    """
+    protocol, split = _protocol(stage.protocol, stage.call), stage.fits[0].split  # all splits have the same lengths
+    parts = [common_rows([train for train, _ in protocol.fold(stage.data, split)], protocol.batch_size)]
+    if stage.kind == FINAL:
+        parts.append(common_rows([protocol.split(stage.data, split)[0]], protocol.batch_size))
+    return *parts[-1], _epochs(protocol, parts)
+
+
+def _epochs(protocol: Protocol, parts: Sequence[tuple[int, int]]) -> int:
+    """Epochs of the last of some fits (rows, rows a step), with at least as many steps as the one before it."""
+    epochs, steps = 0, None
+    for rows, batch_size in parts:
+        epochs = protocol.epochs_of(rows, batch_size, steps)
+        steps = epochs * math.ceil(rows / batch_size)
+    return epochs
 
 
 def _protocol(protocol: Protocol, call: Mapping[str, int]) -> Protocol:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from bnnzoo.compare.cell import Cell, cut
+from bnnzoo.compare.cell import Cell, Choice, cut
 from bnnzoo.compare.protocol import Protocol, common_rows
-from bnnzoo.compare.stages import _curve, _fitted, _protocol, best_by, best_by_pll, run
+from bnnzoo.compare.stages import _curve, _fitted, _protocol, best_by, best_by_pll, run, training_of
 from bnnzoo.data import Dataset
 from tests.compare.small import SETTINGS, classes, dropout, line, point
 
@@ -157,6 +157,13 @@ def test_a_fit_that_diverged_is_not_chosen():
         mine.choices(results)
 
 
+@pytest.mark.filterwarnings("ignore::bnnzoo.chains.DivergenceWarning")
+def test_a_stack_that_diverges_as_a_whole_is_named():
+    stage = cell(point("mine"), lr=1e30).validation()[0]
+    with pytest.raises(FloatingPointError, match=r"^mine on line: every chain diverged"):
+        run(stage)
+
+
 def test_splits_that_chose_different_batch_sizes_are_fitted_apart():
     mine = cell(point(grid={"weight_decay": (1e-3,), "batch_size": (8, 16)}), splits=3)
     stages = mine.validation()
@@ -207,6 +214,28 @@ def test_steps_of_the_grid_replace_epochs():
     assert _protocol(protocol, {"epochs": 9}).epochs_of(100, 50) == 9
     assert _protocol(protocol, {}).epochs_of(100, 50) == 3
     assert Protocol(steps=7).epochs_of(101, 50) == 3
+
+
+def lengths(rows, batch_size, **settings):
+    """Steps of the fits of the cross-validation, and of those that are scored, without fitting."""
+    data = Dataset(torch.zeros(rows, 1), torch.arange(float(rows)), name="long")
+    mine = cell(point(grid={"batch_size": (batch_size,)}), data, **{"splits": 1, "folds": 5, **settings})
+    [final] = mine.final([Choice({"batch_size": batch_size}, {})])
+    found = [training_of(mine.validation()[0]), training_of(final)]
+    return [epochs * math.ceil(rows / batch_size) for rows, batch_size, epochs in found]
+
+
+def test_protein_is_not_trained_less_than_in_its_cross_validation():
+    assert lengths(45730, 32, steps=1000) == [2 * 915, 2 * 1144]
+    assert lengths(45730, 32, steps=1000, epochs=1) == [915, 1144]
+
+
+def test_final_fits_take_as_many_steps_as_the_cross_validation():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        rows, batch_size, steps = (int(number) for number in rng.integers((40, 2, 1), (3000, 200, 99)))
+        validated, final = lengths(rows, batch_size, steps=steps)
+        assert validated <= final
 
 
 def test_weight_decay_is_a_prior():
