@@ -99,6 +99,7 @@ def test_any_guide_is_a_method():
     [
         ("mcbn, dropout", ["mcbn", "dropout"]),
         ("mnf:2,50,map", ["mnf:2,50", "map"]),
+        ("mnf:1e-3,-1,+2.5E1,map", ["mnf:1e-3,-1,+2.5E1", "map"]),
         ("dropout:0.1,dropout:.05", ["dropout:0.1", "dropout:.05"]),
     ],
 )

@@ -150,11 +150,19 @@ def _split(text: str) -> list[str]:
     """Names between commas; a number belongs to the name before it, as in `mnf:2,50`."""
     names: list[str] = []
     for part in (each.strip() for each in text.split(",")):
-        if names and ":" in names[-1] and part.replace(".", "", 1).isdigit():
+        if names and ":" in names[-1] and _is_number(part):
             names[-1] += f",{part}"
         else:
             names.append(part)
     return names
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(data: str, csv: Path | None, target: str | None) -> list[Any]:
