@@ -70,7 +70,9 @@ def compare(
 
     Raises:
         ValueError: If a name or a number is not allowed, or the folder has results of another protocol, other data or
-            another method under the same names; says what differs.
+            another method under the same names; says what differs. If it has another task, classifications or
+            regressions, or another comparison is at work in it.
+        FloatingPointError: If all fits of a stack diverge; names method and data.
         TypeError: If a setting is unknown.
         ModuleNotFoundError: If the backend's package is missing; says how to install it.
     """
@@ -81,6 +83,7 @@ def compare(
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         folder = Folder(path)
+        stack.enter_context(folder.locked())
         folder.open(protocol)
         cells = [Cell(each, method, protocol, folder.open_cell(each, method)) for each in sets for method in chosen]
         todo = [cell for cell in cells if not (cell.path / folders.RESULT).exists()]
@@ -187,7 +190,7 @@ def _finish(
     todo = []
     for cell, stage in stages:
         if (cell.path / f"{_name(stage)}.pt").exists():
-            bar.stage(stage)
+            bar.found(stage)
         else:
             todo.append((cell, stage))
     for number, result in pool([stage for _, stage in todo]):
@@ -297,6 +300,12 @@ class _Bar:
         if self.cells[0] == self.cells[1]:  # what was chosen may be more or less work than was thought
             self.progress.update(self.task, completed=self.progress.tasks[0].total)
         self.progress.stop()
+
+    def found(self, stage: Stage) -> None:
+        """A stage was finished before: it tells nothing of the speed, by which the time left is reckoned."""
+        self.fits[0] += stage.num_fits
+        self.progress.tasks[0].completed += stage.work
+        self.progress.update(self.task, **self._fields())
 
     def stage(self, stage: Stage) -> None:
         """A stage is finished."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 import xarray as xr
 
 from bnnzoo import compare as library
-from bnnzoo.compare import METHODS, Method, Protocol, compare, load_results
+from bnnzoo.compare import METHODS, Method, Protocol, compare, load_results, running
+from bnnzoo.compare.cell import Cell
 from bnnzoo.data import Dataset
 from tests.compare.small import SETTINGS, classes, dropout, line, numbers, point, small
 
@@ -240,6 +242,75 @@ def test_a_folder_of_other_settings_is_refused(whole, settings, message):
     with pytest.raises(ValueError, match=message):
         small(**{"out": out, "max_chains": 3, **settings})
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_folder_of_another_task_is_refused_before_all_work(whole, monkeypatch):
+    results, out = whole
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr("bnnzoo.compare.running.run", None)
+    with pytest.raises(ValueError, match=r"classes is a classification, and .* has a regression, line: they need"):
+        small(classes(), out=out, max_chains=3)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert load_results(out).sizes == results.sizes
+
+
+def test_a_folder_of_an_earlier_version_is_read(whole, tmp_path, monkeypatch):
+    results, out = whole
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("cells/*/cell.json"):
+        about = json.loads(path.read_text())
+        assert about.pop("task") == "regression"
+        path.write_text(json.dumps(about))
+    xr.testing.assert_identical(load_results(tmp_path), load_results(out))
+    monkeypatch.setattr("bnnzoo.compare.running.run", None)
+    xr.testing.assert_identical(small(out=tmp_path, max_chains=3), results)
+
+
+LOCKED = """
+import sys, time
+from pathlib import Path
+from bnnzoo.compare.folder import Folder
+with Folder(Path({out!r})).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_comparison_at_a_time_in_a_folder_and_a_dead_one_is_none(whole, tmp_path, monkeypatch):
+    results, out = whole
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("bnnzoo.compare.running.run", None)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOCKED.format(out=str(tmp_path))]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "locked\n"
+            with pytest.raises(ValueError, match=r"another comparison is at work in .*: wait until it ends"):
+                small(out=tmp_path, max_chains=3)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    xr.testing.assert_identical(small(out=tmp_path, max_chains=3), results)
+
+
+def test_what_was_finished_before_does_not_count_as_speed(tmp_path):
+    mine = Cell(line(), point(), Protocol(**SETTINGS, max_chains=1), tmp_path)
+    stages, clock = mine.validation(), [0.0]
+    half = len(stages) // 2
+    for stage in stages[:half]:
+        library.folder.write_stage(tmp_path, running._name(stage), {})
+
+    def pool(todo):
+        for number, _ in enumerate(todo):
+            clock[0] += 10.0
+            yield number, {}
+
+    with running._Bar(False, [mine]) as bar:
+        bar.progress.get_time = lambda: clock[0]
+        running._finish([(mine, stage) for stage in stages], pool, bar)
+        [task] = bar.progress.tasks
+        assert task.completed == pytest.approx(sum(stage.work for stage in stages))
+        assert task.speed == pytest.approx(stages[0].work / 10.0)
+        assert bar.fits[0] == len(stages)
 
 
 @pytest.mark.parametrize(
