@@ -175,3 +175,17 @@ def test_the_figure_shows_differences_to_dropout_at_0():
     assert bars == pytest.approx({0.0: 0.0, 0.5: 0.4, 1.0: -0.5, 0.12: -1.0})
     assert any(line.get_linestyle() == "--" and line.get_ydata()[0] == 2.0 for line in ax.lines)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Dropout", "MeanField", "NUTS"]
+
+
+def test_a_note_says_which_runs_share_splits(tmp_path, monkeypatch):
+    results = results_of(PLL)
+    nuts = results[("diabetes", "nuts", None)] | {"r_hat": [1.0], "ess": [10.0]}
+
+    def kept(context, key):
+        return nuts if key[1] == "nuts" else results.get(key, results[("diabetes", "mean-field", 0.0)])
+
+    monkeypatch.setattr(module, "cell", kept)
+    found = module.run(Context("smoke", tmp_path, seed=3), "pll", "PLL (nats)", "Higher", "uci")
+    (note,) = (note for note in found.notes if "--seed" in note)
+    assert "seeds 3 to 4" in note
+    assert "by less than 2" in note
