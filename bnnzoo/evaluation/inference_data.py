@@ -250,8 +250,8 @@ def chain_statistics(draws: xr.DataArray) -> xr.Dataset:
         draws: [chain, draw, ...], at least 2 chains of 4 draws.
 
     Returns:
-        `rhat` (rank-normalized, split), `ess_bulk`, `ess_tail`, [...], NaN where no draw differs from another.
-        Attributes: `worst_rhat`, `least_ess_bulk`, `least_ess_tail` over all of them.
+        `rhat` (rank-normalized, split), `ess_bulk`, `ess_tail`, [...], NaN where all draws of each chain are the same:
+        points have nothing to converge. Attributes: `worst_rhat`, `least_ess_bulk`, `least_ess_tail` over all of them.
     """
     az = import_arviz()
     dataset = xr.Dataset({"value": draws})
@@ -263,6 +263,7 @@ def chain_statistics(draws: xr.DataArray) -> xr.Dataset:
                 "ess_tail": az.ess(dataset, method="tail")["value"],
             }
         )
+    result = result.where((draws.max("draw") > draws.min("draw")).any("chain"))
     ends = {"worst_rhat": result["rhat"].max(), "least_ess_bulk": result["ess_bulk"].min()}
     ends["least_ess_tail"] = result["ess_tail"].min()
     return result.assign_attrs({name: float(value) for name, value in ends.items()})

@@ -7,6 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoNormal
 from scipy import integrate, stats
 from scipy.linalg import hadamard
@@ -15,6 +16,7 @@ from torch import nn
 from bnnzoo import BayesianNetwork, Prediction, fit, guides, likelihoods, objectives, priors
 from bnnzoo.data import as_dataset
 from bnnzoo.evaluation import convergence, distance, khat_threshold, pareto_k, psis
+from bnnzoo.evaluation.inference_data import chain_statistics
 from tests.conjugate import Conjugate
 from tests.posteriors import LABELS, X, Y, fitted
 from tests.statistical import assert_mean, bound
@@ -352,3 +354,13 @@ def test_what_distance_refuses():
         distance(reference, normal(np.zeros((1, 3, 5))))
     with pytest.raises(ValueError, match="moments draw nothing"):
         distance(fitted().predict(X[:5], method="moments"), reference)
+
+
+def test_points_among_the_draws_have_no_convergence():
+    # A dropout posterior's biases: one value a chain, of which R-hat would be 1e15.
+    draws = np.random.default_rng(0).normal(size=(3, 50, 2))
+    draws[..., 1] = np.arange(3)[:, None]
+    found = chain_statistics(xr.DataArray(draws, dims=["chain", "draw", "weight"]))
+    for name in ("rhat", "ess_bulk", "ess_tail"):
+        assert np.isfinite(found[name].values).tolist() == [True, False]
+    assert found.attrs["worst_rhat"] < 1.1
