@@ -136,11 +136,13 @@ class Entry:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, which is NaN for a single value.
+    """Mean and its standard error, which is NaN for a single value; both are NaN if a value is not finite.
 
     Args:
         values: Independent repetitions, at least one.
     """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error
 

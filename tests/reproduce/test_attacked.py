@@ -113,6 +113,10 @@ class TestClaims:
         assert [place for place in near if verdicts[place] != "within error"] == []
         assert "no" not in verdicts
 
+    def test_without_a_breaking_point_there_is_no_verdict(self):
+        never = curve("epsilon", EPSILONS, accuracy=np.full(11, 0.9), entropy=np.linspace(0.1, 1.0, 11))
+        assert self.verdicts({**UNTARGETED, "α = 0": never}, TARGETED)[:2] == ["-", "-"]
+
     def test_verdicts(self):
         verdict, about = bb_alpha_adversarial.verdict, bb_alpha_adversarial.about
         assert [verdict([(value, 1.0)]) for value in (2.1, 1.9, -1.9, -2.1)] == ["yes", *["within error"] * 2, "no"]
