@@ -240,7 +240,7 @@ def pareto_shape(log_ratios: np.ndarray) -> float:
         return float("inf")
     importlib.import_module("arviz_stats")  # registers the accessor
     ratios = xr.DataArray(np.exp(shifted)[None], dims=SAMPLE_DIMS)
-    return float(ratios.azstats.paretopareto_shape(r_eff=1.0, tail="right"))
+    return float(ratios.azstats.pareto_khat(r_eff=1.0, tail="right"))
 
 
 def chain_statistics(draws: xr.DataArray) -> xr.Dataset:
