@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnnzoo.markdown import table  # noqa: F401
 from bnnzoo.reproduce.entry import plus_minus  # noqa: F401
 from bnnzoo.reproduce.fits import enlarged_digits, kept, trained_network  # noqa: F401
+from bnnzoo.reproduce.machine import processor
 
 DATA_SIZE = 10_000
 """Rows of the imaginary data set that a timed minibatch stands for."""
@@ -158,7 +160,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     return {
         "date": date.today().isoformat(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyro": pyro.__version__,
@@ -171,15 +173,6 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
 def describe(record: Mapping[str, Any]) -> str:
     """One line of Markdown that says where a benchmark ran."""
     return (
@@ -187,12 +180,6 @@ def describe(record: Mapping[str, Any]) -> str:
         f"torch {record['torch']}, Pyro {record['pyro']}, {record['threads']} thread(s), {record['clock']} clock, "
         f"seed {record['seed']}, load average {record['load']}"
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; numbers must come formatted."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def write(arguments: argparse.Namespace, results: Any) -> None:

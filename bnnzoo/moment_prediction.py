@@ -29,7 +29,7 @@ from bnnzoo.moments.softmax import Softmax, log_softmax
 from bnnzoo.moments.value import Approximation, Fallback, Options, check_softmax
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.objectives import Sites
-from bnnzoo.prediction import Prediction, of_all_chains, of_chain
+from bnnzoo.prediction import Prediction, of_chain, of_groups
 
 if TYPE_CHECKING:
     from bnnzoo.posterior import Posterior
@@ -158,7 +158,7 @@ class MomentPrediction(Prediction):
     @property
     def pooled(self) -> Self:
         """The prediction with all chains as one: an ensemble's, [1, chain, N, *event]."""
-        return replace(super().pooled, outputs=of_all_chains(self.outputs, *self.shape[:2]))
+        return replace(super().pooled, outputs=of_groups(self.outputs, *self.shape[:2], members=self.shape[0]))
 
 
 #: What `predict` may be told besides the inputs.

@@ -202,7 +202,7 @@ class Prediction:
     @property
     def pooled(self) -> Self:
         """The prediction with all chains as one: an ensemble's, [1, chain x draw, N, *event]."""
-        return replace(self, parameters=of_all_chains(self.parameters, *self.shape[:2]))
+        return replace(self, parameters=of_groups(self.parameters, *self.shape[:2], members=self.shape[0]))
 
     def double(self) -> Self:
         """The same in float64, in which sure probabilities still differ and small differences do not cancel."""
@@ -329,13 +329,18 @@ def of_chain(values: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: value if len(value) == 1 else value[index : index + 1] for name, value in values.items()}
 
 
-def of_all_chains(values: dict[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
-    """Values [chain, draw, ...], or such as all chains or draws share, as of one chain: [1, chain x draw, ...]."""
+def of_groups(values: dict[str, Tensor], chains: int, draws: int, members: int) -> dict[str, Tensor]:
+    """Values [chain, draw, ...], or such as all chains or draws share, with each `members` chains as one.
+
+    Returns:
+        [chain / members, members x draw, ...].
+    """
 
     def pooled(value: Tensor) -> Tensor:
         if value.shape[:2] == (1, 1):
             return value
-        return value.expand(chains, draws, *value.shape[2:]).reshape(1, chains * draws, *value.shape[2:])
+        whole = value.expand(chains, draws, *value.shape[2:])
+        return whole.reshape(chains // members, members * draws, *value.shape[2:])
 
     return {name: pooled(value) for name, value in values.items()}
 

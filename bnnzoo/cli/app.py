@@ -21,6 +21,7 @@ from bnnzoo.cli.options import Choice, bad, checking, known
 from bnnzoo.cli.terminal import check_file, examples
 from bnnzoo.cli.terminal import console as make_console
 from bnnzoo.evaluation.metrics import score as score_of
+from bnnzoo.files import write_text
 from bnnzoo.models import catalogue
 
 app = typer.Typer(
@@ -267,7 +268,7 @@ def predict(
     prediction = runs.predict(found.posterior, x, by, samples or found.samples, seed)
     table = runs.predictions_table(found, prediction, level, seed)
     table.index = frame.index
-    runs.write_text(out, table.to_csv(index=False))
+    write_text(out, table.to_csv(index=False))
     report.files(make_console(quiet), {out: f"{len(table)} predictions: {', '.join(table.columns[:8])}"})
 
 

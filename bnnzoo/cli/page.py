@@ -15,6 +15,7 @@ from bnnzoo.cli.options import METHODS, checking
 from bnnzoo.cli.terminal import check_file
 from bnnzoo.cli.terminal import console as make_console
 from bnnzoo.evaluation.page import html_report
+from bnnzoo.files import write_text
 from bnnzoo.models import catalogue
 
 PAGE = "report.html"
@@ -56,7 +57,7 @@ def report(
             seed=seed,
             method=by,
         )
-    runs.write_text(path, text)
+    write_text(path, text)
     shown.files(make_console(quiet), {path: "the page: open it in a browser, or print it"})
 
 

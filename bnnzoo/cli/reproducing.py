@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import time
 from datetime import date
@@ -20,7 +19,9 @@ from bnnzoo.cli import report, runs
 from bnnzoo.cli.options import bad
 from bnnzoo.cli.terminal import console as make_console
 from bnnzoo.data.messages import closest
+from bnnzoo.files import write_text
 from bnnzoo.reproduce import SCALES, Context, Entry, Result, Scale, entries
+from bnnzoo.reproduce.machine import processor
 
 RESULT, RECORD = "result.md", "result.json"
 
@@ -110,7 +111,7 @@ def _written(console: Console, entry: Entry, context: Context, result: Result, s
     """Prints a result, and writes it as a page, figures and numbers."""
     where = (
         f"{entry.source}; `bnnzoo reproduce {entry.name} --scale {context.scale} --seed {context.seed}`, "
-        f"{date.today().isoformat()}, {_machine()}, torch {version('torch')}, {seconds:.0f} s"
+        f"{date.today().isoformat()}, {processor()}, torch {version('torch')}, {seconds:.0f} s"
     )
     parts = [f"# {entry.title}", where, *(table.markdown() for table in result.tables)]
     written: dict[Path, str] = {}
@@ -121,7 +122,7 @@ def _written(console: Console, entry: Entry, context: Context, result: Result, s
         parts.append(f"![{name}]({path.name})")
     parts += [f"- {note}" for note in result.notes]
     text = "\n\n".join(parts) + "\n"
-    runs.write_text(context.folder / RESULT, text)
+    write_text(context.folder / RESULT, text)
     record: dict[str, Any] = {"entry": entry.name, "scale": context.scale, "seed": context.seed, "seconds": seconds}
     runs.write_json(context.folder / RECORD, {**record, "values": dict(result.values)})
     console.print(f"\n[bold]{escape(entry.title)}[/bold]  [dim]{escape(where)}[/dim]", highlight=False)
@@ -136,12 +137,3 @@ def _written(console: Console, entry: Entry, context: Context, result: Result, s
     for note in result.notes:
         console.print(f"- {escape(note)}", highlight=False)
     return {context.folder / RESULT: "the page", context.folder / RECORD: "the numbers", **written}
-
-
-def _machine() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from bnnzoo.data import Dataset
 from bnnzoo.data.convert import features
 from bnnzoo.data.messages import closest
 from bnnzoo.evaluation.metrics import numbers
+from bnnzoo.files import write_text
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
 
@@ -268,24 +267,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if len(frame) == 0:
         raise ValueError(f"{path} has no rows below its header line")
     return frame
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it: nothing half-written stays behind.
-
-    Raises:
-        OSError: The folder is missing or not writable, or the disk is full.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from bnnzoo.compare.protocol import Protocol
 from bnnzoo.evaluation.bounds import normalized, t_test
 from bnnzoo.evaluation.metrics import KINDS
 from bnnzoo.files import write_text
+from bnnzoo.markdown import table as markdown_table
 
 DIMS = ("data", "method", "split", "seed")
 
@@ -227,11 +228,9 @@ def markdown(results: xr.Dataset) -> str:
         results: What `compare` returned.
     """
     header, rows, best = table(results)
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for row, marks in zip(rows, best, strict=True):
-        lines.append("| " + " | ".join(map(_bold, row, marks)) + " |")
+    cells = [list(map(_bold, row, marks)) for row, marks in zip(rows, best, strict=True)]
     notes = [NOTE, *([NOTE_NORMALIZED] if "crps_normalized" in results else [])]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join([markdown_table(header, cells), "", *notes]) + "\n"
 
 
 def write(results: xr.Dataset, out: str | Path) -> dict[Path, str]:

@@ -24,7 +24,7 @@ from bnnzoo.guides import Guide
 from bnnzoo.network import BayesianNetwork
 from bnnzoo.noise import best_scale
 from bnnzoo.posterior import Posterior
-from bnnzoo.prediction import Prediction
+from bnnzoo.prediction import Prediction, of_groups
 from bnnzoo.priors import Normal
 from bnnzoo.training import Task, fit_each
 
@@ -310,16 +310,8 @@ def _grouped(prediction: Prediction, members: int) -> Prediction:
     """Each group of `members` chains as one, whose draws are those of all of them."""
     if members == 1:
         return prediction
-    chains = prediction.shape[0] // members
-    parameters = {}
-    for name, value in prediction.parameters.items():
-        if len(value) == 1:
-            parameters[name] = value
-            continue
-        groups = value.unflatten(0, (chains, members))
-        draws = max(v.shape[1] for v in prediction.parameters.values())
-        parameters[name] = groups.expand(chains, members, draws, *value.shape[2:]).flatten(1, 2)
-    return replace(prediction, parameters=parameters)
+    chains, draws = prediction.shape[:2]
+    return replace(prediction, parameters=of_groups(prediction.parameters, chains, draws, members))
 
 
 def _normal(loc: Tensor, noise: Sequence[float]) -> Prediction:

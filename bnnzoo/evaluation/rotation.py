@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from bnnzoo.evaluation.scores import entropy
 from bnnzoo.evaluation.style import MARKERS, PALETTE, STYLES, styled
 from bnnzoo.prediction import Prediction
 
@@ -114,7 +115,7 @@ def plot_rotated(
     for ax, (name, values) in zip(middle, probs.items(), strict=True):
         _draw_bars(styled(ax), values, names)
         ax.set_title(name, fontsize=10, loc="left")
-    _draw_entropies(styled(bottom), {name: _entropy(values) for name, values in probs.items()}, classes)
+    _draw_entropies(styled(bottom), {name: entropy(values) for name, values in probs.items()}, classes)
     bottom.set_xlim(-0.6, len(angles) - 0.4)
     bottom.set_xticks(range(len(angles)), [f"{angle:g}°" for angle in angles])
     bottom.set_xlabel("rotation, counterclockwise")
@@ -128,10 +129,6 @@ def _probabilities(name: str, prediction: Prediction, images: int) -> np.ndarray
     if len(prediction) != images:
         raise ValueError(f"{what} is of {len(prediction)} images, and there are {images} angles")
     return prediction.probs.detach().cpu().double().numpy()
-
-
-def _entropy(probs: np.ndarray) -> np.ndarray:
-    return -np.sum(probs * np.log(np.where(probs > 0.0, probs, 1.0)), -1)
 
 
 def _draw_images(ax: Axes, images: Tensor) -> None:

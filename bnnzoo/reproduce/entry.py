@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from matplotlib.figure import Figure
 
+from bnnzoo import markdown
+
 Scale = Literal["smoke", "cpu", "paper"]
 SCALES: tuple[str, ...] = get_args(Scale)
 """`smoke`: seconds, to see that it runs, the numbers mean nothing; `cpu`: minutes to an hour on two cores; `paper`: the
@@ -83,16 +85,7 @@ class Table:
 
     def markdown(self) -> str:
         r"""The table as Markdown, its caption above; a | in a text is written as \|."""
-
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(map(_escaped, cells)) + " |"
-
-        top = [f"**{_escaped(self.caption)}**", "", line(self.header), "|" + " --- |" * len(self.header)]
-        return "\n".join([*top, *map(line, self.rows)])
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+        return f"**{markdown.escaped(self.caption)}**\n\n{markdown.table(self.header, self.rows)}"
 
 
 @dataclass

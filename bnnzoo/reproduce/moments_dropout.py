@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bnnzoo import data, guides, likelihoods, models, moments, objectives, priors
 from bnnzoo.evaluation.style import MARKERS, PALETTE, styled
+from bnnzoo.files import write_text
 from bnnzoo.loop import Progression
 from bnnzoo.moments.propagation import Mode
 from bnnzoo.moments.softmax import log_softmax
@@ -172,7 +173,7 @@ def run(job: Job, images: Images, context: Context) -> dict[str, Any]:
         def after_epoch(state: Progression) -> None:
             network = trained_network(snapshot(bnn, guide, state.parameters))
             curve[str(state.epoch)] = scored(network, images.validation)
-            partial_curve.write_text(json.dumps(curve))
+            write_text(partial_curve, json.dumps(curve))
 
         posterior = trained(
             context.folder / f"{job.name}.bnn",
