@@ -26,17 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnnzoo.evaluation import scores
-    from bnnzoo.evaluation.adversarial import (
-        Attack,
-        FastGradientSign,
-        IteratedGradientSign,
-        attack_curve,
-        breaking_point,
-        chain_mean,
-        input_gradient,
-    )
+    from bnnzoo.evaluation.adversarial import Attack, FastGradientSign, IteratedGradientSign
     from bnnzoo.evaluation.adversarial_plots import plot_adversarial_examples, plot_attack
     from bnnzoo.evaluation.arviz_export import to_arviz
+    from bnnzoo.evaluation.attack_curves import attack_curve, breaking_point, chain_mean
     from bnnzoo.evaluation.band_plots import plot_band
     from bnnzoo.evaluation.baseline_models import baselines
     from bnnzoo.evaluation.bounds import (
@@ -60,6 +53,7 @@ if TYPE_CHECKING:
     from bnnzoo.evaluation.ood_plots import plot_entropy_cdf, plot_ood
     from bnnzoo.evaluation.page import html_report
     from bnnzoo.evaluation.plots import plot_calibration, plot_fit, plot_history, plot_predictions
+    from bnnzoo.evaluation.predictive_gradient import input_gradient
     from bnnzoo.evaluation.rotation import plot_rotated, rotated
     from bnnzoo.evaluation.segmentation_plots import plot_segmentation
     from bnnzoo.evaluation.simulated_calibration import plot_sbc, sbc, sbc_test, vsbc
@@ -120,15 +114,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adversarial": (
-        "Attack",
-        "FastGradientSign",
-        "IteratedGradientSign",
-        "attack_curve",
-        "breaking_point",
-        "chain_mean",
-        "input_gradient",
-    ),
+    "adversarial": ("Attack", "FastGradientSign", "IteratedGradientSign"),
+    "attack_curves": ("attack_curve", "breaking_point", "chain_mean"),
+    "predictive_gradient": ("input_gradient",),
     "adversarial_plots": ("plot_adversarial_examples", "plot_attack"),
     "arviz_export": ("to_arviz",),
     "band_plots": ("plot_band",),

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bnnzoo.evaluation.adversarial import Attack, FastGradientSign, chain_mean
+from bnnzoo.evaluation.adversarial import Attack, FastGradientSign
+from bnnzoo.evaluation.attack_curves import chain_mean
 from bnnzoo.evaluation.style import MARKERS, PALETTE, STYLES, styled
 from bnnzoo.posterior import Posterior
 
