@@ -13,7 +13,8 @@ from torch import nn
 
 from bnnzoo import BayesianNetwork, cli, data, evaluation, fit, guides, likelihoods, sample
 from bnnzoo.cli.page import command
-from bnnzoo.evaluation.page import html_report, plus_minus
+from bnnzoo.evaluation.metrics import plus_minus
+from bnnzoo.evaluation.page import html_report
 
 SECTIONS = ["scores", "figures", "diagnostics", "settings", "reproduce"]
 

@@ -14,14 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bnnzoo import objectives
-from bnnzoo.evaluation.metrics import numbers
-
-
-def number(value: float) -> str:
-    """Formats a score with four significant digits."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+from bnnzoo.evaluation.metrics import numbers, plus_minus
 
 
 def scores_table(title: str, scores: Mapping[str, xr.Dataset], unit: str = "") -> Table:
@@ -52,7 +45,7 @@ def scores_table(title: str, scores: Mapping[str, xr.Dataset], unit: str = "") -
         cells = []
         for column in columns:
             value, error = column[name]
-            text = number(value) + (f" ± {number(float(f'{error:.2g}'))}" if math.isfinite(error) else "")
+            text = plus_minus(value, error)
             cells.append(f"[bold]{text}[/bold]" if value == best else text)
         arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[about["better"]]
         table.add_row(escape(label + arrow), *cells)

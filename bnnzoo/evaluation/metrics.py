@@ -244,6 +244,28 @@ def numbers(table: xr.Dataset) -> dict[str, tuple[float, float]]:
     return {name: (table[name].item(), table[f"{name}_se"].item()) for name in names}
 
 
+def plus_minus(value: float, error: float) -> str:
+    """A value and its standard error, both to the error's second digit: `49.6 ± 4.2`.
+
+    Args:
+        value: Any number.
+        error: Its standard error; without one (NaN, or none to speak of) the value stands alone, with four digits.
+    """
+    if not (math.isfinite(value) and math.isfinite(error) and error > 1e-4 * abs(value)):
+        return number(value)
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def number(value: float) -> str:
+    """A number with four digits, or all of those before the point.
+
+    Args:
+        value: Any number.
+    """
+    return f"{value:.4g}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.0f}"
+
+
 def pointwise(prediction: Prediction, y: Any, *, seed: int = 0) -> xr.Dataset:
     """What each datum adds to the scores: their means over data are the scores.
 

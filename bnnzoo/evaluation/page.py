@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from bnnzoo.data import Split
 from bnnzoo.evaluation import baseline_models, plots
 from bnnzoo.evaluation.diagnostics import convergence, psis
 from bnnzoo.evaluation.inference_data import chain_statistics
-from bnnzoo.evaluation.metrics import score
+from bnnzoo.evaluation.metrics import number, plus_minus, score
 from bnnzoo.evaluation.uncertainty_plots import plot_uncertainty_error
 from bnnzoo.posterior import Posterior
 from bnnzoo.prediction import Prediction
@@ -184,26 +183,9 @@ def _scores(pooled: Mapping[str, xr.Dataset], by_chain: xr.Dataset | None, unit:
         arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[about["better"]]
         cells = [plus_minus(each[name].item(), each[f"{name}_se"].item()) for each in pooled.values()]
         if by_chain is not None:
-            cells.insert(0, f"{_plain(by_chain[name].min().item())} to {_plain(by_chain[name].max().item())}")
+            cells.insert(0, f"{number(by_chain[name].min().item())} to {number(by_chain[name].max().item())}")
         rows.append(Row(about["long_name"] + (f" ({units})" if units else "") + arrow, cells))
     return rows
-
-
-def plus_minus(value: float, error: float) -> str:
-    """A value and its standard error, both to the error's second digit: `49.6 ± 4.2`.
-
-    Args:
-        value: Any number.
-        error: Its standard error; without one (NaN, or none to speak of) the value stands alone, with four digits.
-    """
-    if not (math.isfinite(value) and math.isfinite(error) and error > 1e-4 * abs(value)):
-        return _plain(value)
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:.0f}"
 
 
 def _pictures(posterior: Posterior, prediction: Prediction, y: Any, target: str | None, seed: int) -> list[Picture]:
@@ -260,7 +242,7 @@ def _diagnostics(posterior: Posterior, split: Split, num_samples: int, seed: int
     if "scale" in prediction.parameters and prediction.task == "regression":
         noise = prediction.aleatoric.sqrt().double()
         unit = split.test.target_name or "the target's unit"
-        least, most = _plain(noise.min().item()), _plain(noise.max().item())
+        least, most = number(noise.min().item()), number(noise.max().item())
         text = least if least == most else f"{least} to {most}"
         rows.append(Row("noise standard deviation", [text], f"of {unit}, over held-out rows"))
     return rows
