@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def classes_csv(path: Path, rows: int = 60, seed: int = 0) -> Path:
 
 def held_out() -> data.Dataset:
     return data.load("diabetes").split(seed=3).test
+
+
+def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["bnnzoo", "--version"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("bnnzoo", run_name="__main__")
+    assert bnnzoo.__version__ in capsys.readouterr().out
 
 
 # fit

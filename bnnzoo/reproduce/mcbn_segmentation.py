@@ -68,9 +68,9 @@ def described(prediction: Prediction, labels: np.ndarray) -> dict[str, list[floa
 
 def segmentation(context: Context) -> Result:
     """Trains one network, and runs it with batches of both sizes."""
-    train = data.toys.shapes(context.pick(60, 1200, 10_000), seed=2 * context.seed)
+    train = data.toys.shapes(context.pick(60, 4000, 10_000), seed=2 * context.seed)
     test = data.toys.shapes(context.pick(12, 300, 1000), seed=2 * context.seed + 1)
-    epochs, depth = context.pick(2, 20, 100), 3
+    epochs, depth = context.pick(2, 60, 100), 3
     torch.manual_seed(context.seed)
     network = models.EncoderDecoder(3, len(data.info("shapes").class_names or ()), context.pick(4, 16, 32), depth)
     bnn = BayesianNetwork(network, likelihoods.Categorical(), priors.Normal(0.0, 1.0))
