@@ -22,7 +22,7 @@ from common import describe, environment, kept, parsed, parser, start, table, wr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnnzoo import BayesianNetwork, Posterior, evaluation, fit, guides, likelihoods, sample
+from bnnzoo import BayesianNetwork, Posterior, evaluation, fit, guides, likelihoods, objectives, sample
 from bnnzoo.evaluation.inference_data import chain_statistics
 
 ROWS, NOISE = 24, 0.7
@@ -132,7 +132,7 @@ def against_nuts(arguments: Namespace) -> Rows:
     y = (torch.sin(3 * x) + 0.2 * torch.randn(24, 1, generator=generator))[:, 0]
     torch.manual_seed(arguments.seed)
     bnn = BayesianNetwork(nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1)), likelihoods.Gaussian(0.2))
-    draws, warmup, epochs = (8, 4, 5) if arguments.smoke else (200, 150, 1500)
+    draws, warmup, epochs = (8, 4, 5) if arguments.smoke else (200, 150, arguments.steps)
     grid = torch.linspace(-1.5, 1.5, 40)[:, None]
     quiet: dict[str, Any] = {"chains": CHAINS, "seed": arguments.seed, "progress": False}
     makers: dict[str, Callable[[], Posterior]] = {
@@ -148,7 +148,15 @@ def against_nuts(arguments: Namespace) -> Rows:
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
     for guide in (guides.MeanField, guides.LowRank, guides.MNF, guides.Map):
         makers[guide.__name__] = partial(
-            fit, bnn, guide(bnn), (x, y), epochs=epochs, lr=0.01, scheduler=cosine, **quiet
+            fit,
+            bnn,
+            guide(bnn),
+            (x, y),
+            objective=objectives.ELBO(arguments.particles),
+            epochs=epochs,
+            lr=0.01,
+            scheduler=cosine,
+            **quiet,
         )
     rows, reference = [], None
     for name, make in makers.items():
@@ -158,7 +166,9 @@ def against_nuts(arguments: Namespace) -> Rows:
         far = evaluation.distance(prediction, reference, num_targets=200, seed=arguments.seed)
         pooled = evaluation.distance(prediction.pooled, reference, num_targets=200, seed=arguments.seed)
         weighable = name not in ("NUTS", "Map")
-        k = spread(evaluation.psis(posterior, (x, y), seed=arguments.seed)["khat"]) if weighable else ""
+        weighed = evaluation.psis(posterior, (x, y), seed=arguments.seed) if weighable else None
+        k, elbo = (spread(weighed[name]) if weighed else "" for name in ("khat", "elbo"))
+        kl = spread(far["kl"])
         agree = ("", "")
         if name != "Map":
             weights = xr.DataArray(posterior.sample(draws)["0.weight"][..., 0].numpy(), dims=["chain", "draw", "unit"])
@@ -166,9 +176,9 @@ def against_nuts(arguments: Namespace) -> Rows:
             agree = f"{worst[0]:.2f}", f"{worst[1]:.2f}"
         if name == "NUTS":
             floors = [f"{float(far[f'{kind}_floor']):.3f}" for kind in ("kl", "energy")]
-            rows.append(["floor: halves of NUTS's draws", floors[0], floors[0], floors[1], "", "", ""])
-        mean, of_all = (float(each["kl"].mean()) for each in (far, pooled))
-        rows.append([name, f"{mean:.3f}", f"{of_all:.3f}", f"{float(far['energy'].mean()):.3f}", k, *agree])
+            rows.append(["floor: halves of NUTS's draws", floors[0], floors[0], floors[1], "", "", "", ""])
+        of_all, energy = pooled["kl"].item(), float(far["energy"].mean())
+        rows.append([name, kl, f"{of_all:.3f}", f"{energy:.3f}", elbo, k, *agree])
     return rows
 
 
@@ -176,9 +186,11 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--replications", type=int, default=500, help="simulated data sets")
     options.add_argument("--only", choices=("khat", "calibration", "nuts"), help="one of the three parts")
+    options.add_argument("--steps", type=int, default=1500, help="of the guides in part 3")
+    options.add_argument("--particles", type=int, default=1, help="of the guides in part 3")
     options.add_argument("--keep", type=Path, help="keep the posteriors of part 3 in this folder, and use them again")
     options.add_argument("--figure", type=Path, help="write the histograms to this file")
-    arguments = parsed(options, ["replications"])
+    arguments = parsed(options, ["replications", "steps", "particles"])
     if arguments.figure is not None and arguments.only not in (None, "calibration"):
         options.error(f"--figure shows the calibration, and --only {arguments.only} leaves it out")
     start(arguments)
@@ -200,9 +212,10 @@ def main() -> None:
         results["nuts"] = against_nuts(arguments)
         header = [
             "posterior",
-            "KL, mean of chains",
+            "KL of a chain",
             "KL of all chains",
             "energy, mean",
+            "ELBO",
             "k̂",
             "R-hat: weights",
             "function",
