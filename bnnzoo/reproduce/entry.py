@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import torch
 from matplotlib.figure import Figure
 
 from bnnzoo import markdown
@@ -113,7 +114,7 @@ class Entry:
         name: `paper/item`, such as `mnf/figure-6`.
         title: What it shows, in a line.
         source: The paper, and its table or figure.
-        run: Does the work.
+        make: Does the work; it may seed torch's global generator, which `run` leaves as it was.
         data: Names of the data sets that it loads at the scales `cpu` and `paper`; `smoke` needs embedded ones only.
         minutes: About how long `cpu` takes on two cores.
         paper_data: Names of the data sets that the scale `paper` loads besides.
@@ -122,10 +123,19 @@ class Entry:
     name: str
     title: str
     source: str
-    run: Callable[[Context], Result]
+    make: Callable[[Context], Result]
     data: tuple[str, ...] = ()
     minutes: float = 1.0
     paper_data: tuple[str, ...] = ()
+
+    def run(self, context: Context) -> Result:
+        """Does the work, or what of it is not done.
+
+        Args:
+            context: At what scale, where, and how.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return self.make(context)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -66,7 +66,7 @@ def test_entries_are_listed(entries, run, tmp_path, words, named):
     code, out, _ = run(*words)
     assert code == 0
     assert re.findall(r"│ (m\S+/\S+) +│ title of", out) == named
-    assert not any(entry.run.contexts for entry in entries.values())
+    assert not any(entry.make.contexts for entry in entries.values())
     assert not [*tmp_path.iterdir()]
 
 
@@ -80,7 +80,7 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(entries, run, tmp_path, 
 def test_an_entry_leaves_a_page_figures_and_numbers(entries, run, tmp_path):
     code, out, _ = run("mnf/figure-1", "--scale", "smoke", "--out", "here", "--seed", "3", "--workers", "2")
     assert code == 0
-    (context,) = entries["mnf/figure-1"].run.contexts
+    (context,) = entries["mnf/figure-1"].make.contexts
     folder = tmp_path / "here" / "mnf-figure-1-smoke-3"
     assert (context.scale, context.seed, context.workers, context.quiet) == ("smoke", 3, 2, False)
     assert context.folder.resolve() == folder
@@ -104,7 +104,7 @@ def test_papers_and_entries_are_run_once_each_in_their_order(entries, run):
     assert code == 0
     heads = re.findall(r"(\d of \d: \S+)", out)
     assert heads == ["1 of 3: moments/table-1", "2 of 3: mnf/table-2", "3 of 3: mnf/figure-1"]
-    folders = [entry.run.contexts[0].folder.name for entry in entries.values()]
+    folders = [entry.make.contexts[0].folder.name for entry in entries.values()]
     assert folders == ["mnf-figure-1-smoke-0", "mnf-table-2-smoke-0", "moments-table-1-smoke-0"]
 
 
@@ -127,7 +127,7 @@ def test_mistakes_are_refused_before_any_work(entries, run, tmp_path, words, mes
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert message in err
-    assert not any(entry.run.contexts for entry in entries.values())
+    assert not any(entry.make.contexts for entry in entries.values())
     assert not [*tmp_path.iterdir()]
 
 
@@ -141,6 +141,6 @@ def test_missing_data_are_told_before_any_work(entries, run, tmp_path, monkeypat
     code, _, err = run("moments", "--scale", "paper")
     assert code == 1
     assert "power" in err
-    assert not any(entry.run.contexts for entry in entries.values())
+    assert not any(entry.make.contexts for entry in entries.values())
     assert run("mnf", "--scale", "smoke")[0] == 0
     assert run("moments", "--scale", "cpu")[0] == 0

@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import torch
 
 from bnnzoo import data
 from bnnzoo.reproduce import (
     SCALES,
     Context,
+    Entry,
+    Result,
     Table,
     bb_alpha_uci,
     entries,
@@ -89,6 +92,17 @@ def test_entries_of_several_data_sets_say_all_of_them(tmp_path, scale):
     used |= {"bb-alpha/figure-2": by_alpha, "bb-alpha/figure-3": by_alpha}
     for name, sets in used.items():
         assert {*known[name].data, *(known[name].paper_data if scale == "paper" else ())} == sets, name
+
+
+def test_an_entry_leaves_the_global_generator_alone(tmp_path):
+    def make(context):
+        torch.manual_seed(context.seed)
+        return Result([], values={"drawn": torch.rand(()).item()})
+
+    entry, before = Entry("a/b", "", "", make), torch.get_rng_state()
+    first, second = (entry.run(Context("smoke", tmp_path, seed=seed)).values["drawn"] for seed in (1, 1))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mean_and_its_standard_error():
