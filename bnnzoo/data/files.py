@@ -73,6 +73,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], compress: bool = Tru
 def read_image_zip(path: Path, entry: Entry) -> Arrays:
     """Decode ``train/<class>/*.jpg`` and ``test/<class>/*.jpg`` (or png) once, and cache the pixels.
 
+    Rows are in an order that is fixed and mixes the classes: in that of the folders, the first rows would be one class.
+
     Args:
         path: The zip file.
         entry: The data set: its class names are the folders' names, in the order of their labels.
@@ -85,10 +87,10 @@ def read_image_zip(path: Path, entry: Entry) -> Arrays:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(b"mixed")
             for member in sorted(archive.infolist(), key=lambda member: member.filename):
                 digest.update(f"{member.filename} {member.CRC}\n".encode())
-            # The name tells the archive's contents, so another archive is decoded anew.
+            # The name tells the archive's contents and the order of rows, so another archive is decoded anew.
             cached = cache_dir() / f"{entry.name}-{digest.hexdigest()[:12]}.npz"
             if cached.exists():
                 return read_npz(cached)
@@ -108,10 +110,10 @@ def _decode(archive: zipfile.ZipFile, path: Path, entry: Entry) -> Arrays:
     labels = {name: label for label, name in enumerate(entry.class_names or ())}
     arrays: Arrays = {}
     for part in ("train", "test"):
+        names = (name for name in archive.namelist() if name.startswith(f"{part}/"))
         members = sorted(
-            name
-            for name in archive.namelist()
-            if name.startswith(f"{part}/") and name.lower().endswith((".jpg", ".jpeg", ".png"))
+            (name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png"))),
+            key=lambda name: hashlib.sha256(name.encode()).digest(),
         )
         if not members:
             raise ValueError(f"{str(path)!r} has no images {part}/<class>/*.jpg")

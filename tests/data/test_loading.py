@@ -143,4 +143,6 @@ def test_real_cifar10_is_decoded_from_its_zip(monkeypatch):
     data = load("cifar10", path=Path(REAL) / "cifar10.zip")
     assert (len(data), len(data.test)) == (50000, 10000)
     assert torch.bincount(data.y).tolist() == [5000] * 10
+    first = torch.bincount(data.test.y[:1000], minlength=10)
+    assert (first - 100).abs().max() < 50  # in the order of the folders they would all be airplanes
     assert 0.4 < data.test.x.mean() < 0.55
