@@ -188,8 +188,8 @@ def costs(network: nn.Module, x: Tensor, variance: float | None, arguments: Any)
 
 def report(title: str, records: Sequence[dict[str, str | float]]) -> str:
     """A table of errors."""
-    header = [title, "mean of \\|μ - μ*\\| / σ*", "σ / σ*, geometric mean", "mean of \\|σ / σ* - 1\\|"]
-    header += ["of margins", "\\|C - C*\\| / \\|C*\\|"]
+    header = [title, "mean of |μ - μ*| / σ*", "σ / σ*, geometric mean", "mean of |σ / σ* - 1|"]
+    header += ["of margins", "|C - C*| / |C*|"]
     rows = [
         [r["way"], f"{r['mean']:.4f}", f"{r['ratio']:.3f}", *(f"{r[k]:.1%}" for k in ("std", "margin", "covariance"))]
         for r in records

@@ -51,7 +51,7 @@ def input_gradient(
     """
     x = real_inputs(posterior, x)
     members = predictives(posterior, pooled, max_memory, predict)
-    return torch.stack([each.gradient(x, each.targets(x, y, seed), seed) for each in members])
+    return torch.stack([each.gradient(x, as_targets(each.at(x, seed), y), seed) for each in members])
 
 
 def real_inputs(posterior: Posterior, x: Any) -> Tensor:
@@ -91,10 +91,6 @@ class Predictive:
     def at(self, x: Tensor, seed: int) -> Prediction:
         """The prediction of inputs, [N, ...]."""
         return self.posterior.predict(x, seed=seed, max_memory=self.max_memory, **self.predict)
-
-    def targets(self, x: Tensor, y: Any, seed: int) -> Tensor:
-        """Targets as the prediction has them."""
-        return as_targets(self.at(x, seed), y)
 
     def gradient(self, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """The gradient of `log p(y|x)`, [N, ...]."""
